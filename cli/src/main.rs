@@ -1,0 +1,3 @@
+//! The `cowvhd` command.
+
+fn main() {}

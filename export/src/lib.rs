@@ -1,0 +1,1 @@
+//! Exports of cowvhd disks over the network.

@@ -1,0 +1,5 @@
+//! cowvhd: disks for virtual machines that survive.
+
+mod error;
+
+pub use error::{Error, ErrorKind, FormatError, Result};
