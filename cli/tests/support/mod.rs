@@ -1,0 +1,15 @@
+//! What the tests with real guests and real readers share. They drive programs, not our library: a server process, QEMU
+//! as a client, other people's readers.
+//!
+//! - `process`: child processes that never outlive their test, and their output line by line;
+//! - `server`: the server under test, behind what the tests need of one;
+//! - `guest`: a Linux guest that boots in seconds;
+//! - `random`: seeded choices.
+
+// Each test binary uses its part of this.
+#![allow(dead_code)]
+
+pub mod guest;
+pub mod process;
+pub mod random;
+pub mod server;
