@@ -36,9 +36,7 @@ fn what_the_guest_flushed_survives_sigkill() {
         let fresh = u8::from(cycle == 0);
         let parameters = format!("test.seed={seed} test.durable={durable} test.fresh={fresh}");
         let mut guest = system.boot(&Disk::Nbd(serving.socket().into()), &parameters);
-        if let Err(lost) = guest.verified(durable) {
-            panic!("seed {seed}, cycle {cycle}: {lost}");
-        }
+        guest.must_be_intact(durable);
         let verified = started.elapsed();
         let target = durable + random.between(20, 300);
         durable = guest.wait_until_durable(target);
@@ -60,9 +58,7 @@ fn what_the_guest_flushed_survives_sigkill() {
     let serving = server.serve(&image);
     let parameters = format!("test.seed={seed} test.durable={durable} test.then=check");
     let mut guest = system.boot(&Disk::Nbd(serving.socket().into()), &parameters);
-    if let Err(lost) = guest.verified(durable) {
-        panic!("seed {seed}, after the last cycle: {lost}");
-    }
+    guest.must_be_intact(durable);
     guest.checked();
     serving.close();
 }

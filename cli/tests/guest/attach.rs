@@ -28,7 +28,8 @@ const SECTOR: u64 = 512;
 pub fn run(device: &str, socket: &str) -> Result<(), String> {
     let mut stream = connect(socket).map_err(|error| format!("{socket}: {error}"))?;
     let (size, flags) = negotiate(&mut stream).map_err(|error| format!("negotiation: {error}"))?;
-    let device_file = OpenOptions::new().read(true).write(true).open(device).map_err(|error| error.to_string())?;
+    let device_file =
+        OpenOptions::new().read(true).write(true).open(device).map_err(|error| error.to_string())?;
     let set = |request: u64, value: u64| {
         // SAFETY: all of the NBD requests take one plain integer.
         match unsafe { ioctl(device_file.as_raw_fd(), request, value) } {

@@ -18,9 +18,16 @@ const FILE_LIFE: u64 = 24;
 
 pub enum Step {
     /// Append `records` records, rewrite `blocks`, one fdatasync for each of the two files.
-    Batch { records: Vec<Record>, blocks: Vec<u64> },
-    Create { sectors: u64 },
-    Delete { created: u64 },
+    Batch {
+        records: Vec<Record>,
+        blocks: Vec<u64>,
+    },
+    Create {
+        sectors: u64,
+    },
+    Delete {
+        created: u64,
+    },
     Trim,
 }
 
@@ -40,7 +47,8 @@ pub fn step(seed: u64, n: u64) -> Step {
     if n % 64 == 63 {
         return Step::Trim;
     }
-    let records = (0..random.below(4)).map(|index| Record { index, length: 40 + random.below(3000) as usize });
+    let records =
+        (0..random.below(4)).map(|index| Record { index, length: 40 + random.below(3000) as usize });
     let records: Vec<_> = records.collect();
     let blocks = (0..1 + random.below(8))
         .map(|_| if random.below(2) == 0 { random.below(HOT_BLOCKS) } else { random.below(BLOCKS) })
@@ -74,7 +82,11 @@ impl Record {
 /// One sector of block `block` as step `step` writes it.
 pub fn block_sector(seed: u64, block: u64, step: u64, sector: usize) -> [u8; SECTOR] {
     let mut bytes = [0; SECTOR];
-    fill(&mut bytes, &format!("block {block}.{sector} step {step}\n"), &[seed, 2, block, step, sector as u64]);
+    fill(
+        &mut bytes,
+        &format!("block {block}.{sector} step {step}\n"),
+        &[seed, 2, block, step, sector as u64],
+    );
     bytes
 }
 

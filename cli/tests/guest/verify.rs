@@ -72,7 +72,8 @@ fn blocks(dir: &Path, seed: u64, durable: u64) -> Result<(), String> {
     for block in 0..BLOCKS {
         let steps = allowed.get(&block).unwrap_or(&untouched);
         let mut found = [0; BLOCK];
-        file.read_exact_at(&mut found, block * BLOCK as u64).map_err(|error| format!("block {block}: {error}"))?;
+        file.read_exact_at(&mut found, block * BLOCK as u64)
+            .map_err(|error| format!("block {block}: {error}"))?;
         for (index, sector) in found.chunks(SECTOR).enumerate() {
             let is_of = |step: &Option<u64>| match step {
                 Some(step) => sector == plan::block_sector(seed, block, *step, index),

@@ -116,22 +116,23 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Waits until the guest has found all that was durable, or returns what it found missing.
-    pub fn verified(&mut self, durable: u64) -> Result<(), String> {
+    /// Waits until the guest has found that all steps up to `durable` are there and intact.
+    pub fn must_be_intact(&mut self, durable: u64) {
+        if let Err(failed) = self.verdict(durable) {
+            self.console.give_up(&format!("found damage: {failed}"));
+        }
+    }
+
+    /// The same, or what the guest found wrong: a lost step, or a file system that cannot be mounted at all.
+    pub fn verdict(&mut self, durable: u64) -> Result<(), String> {
         let line = format!("verified {durable} .");
-        self.console.wait_for("a verdict", |seen| {
-            let failed = seen.starts_with("FAILED").then(|| Err(seen.to_string()));
-            failed.or_else(|| (seen == line).then_some(Ok(())))
-        })
+        self.console.wait_for("a verdict", |seen| failure(seen).or_else(|| (seen == line).then_some(Ok(()))))
     }
 
     /// Waits until step `target` or a later one is durable.
     pub fn wait_until_durable(&mut self, target: u64) -> u64 {
-        let reached = |seen: &str| {
-            let failed = seen.starts_with("FAILED").then(|| Err(seen.to_string()));
-            failed.or_else(|| durable_step(seen).filter(|&step| step >= target).map(Ok))
-        };
-        match self.console.wait_for("getting that far", reached) {
+        let reached = |seen: &str| durable_step(seen).filter(|&step| step >= target).map(Ok);
+        match self.console.wait_for("getting that far", |seen| failure(seen).or_else(|| reached(seen))) {
             Ok(step) => step,
             Err(failed) => self.console.give_up(&format!("failed: {failed}")),
         }
@@ -149,6 +150,10 @@ impl Guest {
             self.console.give_up(&format!("ended with {status}"));
         }
     }
+}
+
+fn failure<T>(line: &str) -> Option<Result<T, String>> {
+    line.starts_with("FAILED").then(|| Err(line.to_string()))
 }
 
 /// The full stop shows that the line is whole.
@@ -200,8 +205,9 @@ fn compiled_tool() -> PathBuf {
     let compiled = cache().join(format!("tool-{:016x}", hasher.finish()));
     if !compiled.exists() {
         fs::create_dir_all(cache()).expect("the cache");
-        // Under a name of its own first: tests of other processes may be at the same.
-        let own = compiled.with_extension(std::process::id().to_string());
+        // Elsewhere first: other tests may be at the same.
+        let dir = tempfile::tempdir_in(cache()).expect("a directory in the cache");
+        let own = dir.path().join("tool");
         let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
         rustc.args(["--edition", "2024", "-O", "-C", "target-feature=+crt-static", "-C", "strip=symbols"]);
         // Named, because without a target such flags would hold for build scripts too.
