@@ -40,7 +40,7 @@ impl System {
             copy(&kernel.modules.join(format!("{module}.ko")), &root, &format!("modules/{name}.ko"));
         }
         let order = MODULES.map(|module| module.rsplit('/').next().expect("a name"));
-        write(&root, "modules/order", order.join("\n").as_bytes());
+        write(&root, "modules/order", (order.join("\n") + "\n").as_bytes());
         write(&root, "init", include_bytes!("../guest/init"));
         write(&root, "server", server_script.as_bytes());
         copy(&find("busybox"), &root, "bin/busybox");
@@ -140,7 +140,7 @@ impl Guest {
 
     /// SIGKILL to QEMU. Returns the last step that the guest had said to be durable, if any was not yet read.
     pub fn kill(&mut self) -> Option<u64> {
-        self.console.kill().iter().filter_map(|line| durable_step(line)).last()
+        self.console.kill().iter().rev().find_map(|line| durable_step(line))
     }
 
     /// Waits for the end of a guest that checks and powers off.
