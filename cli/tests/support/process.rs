@@ -55,6 +55,7 @@ pub struct Process {
 }
 
 impl Process {
+    /// Takes the command's words and directory, not its other settings.
     pub fn spawn(command: &Command) -> Self {
         let name = format!("{command:?}");
         let mut bound = tool("setpriv");
@@ -145,6 +146,14 @@ impl Drop for Process {
         let _ = self.child.wait();
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
+        }
+        if thread::panicking() {
+            // What nobody has waited for: most of a server's output.
+            let unread: Vec<String> = self.lines.try_iter().collect();
+            if !unread.is_empty() {
+                let from = unread.len().saturating_sub(20);
+                eprintln!("{} also said:\n{}", self.name, unread[from..].join("\n"));
+            }
         }
     }
 }
