@@ -81,10 +81,6 @@ impl Process {
     }
 
     /// The next line, or `None` once the program has closed its output.
-    pub fn next_line(&mut self) -> Option<String> {
-        self.line_before(Instant::now() + PATIENCE)
-    }
-
     fn line_before(&mut self, deadline: Instant) -> Option<String> {
         match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(line) => {

@@ -1,4 +1,5 @@
-//! Seeded choices: every run prints its seed, and `COWVHD_TEST_SEED` repeats one.
+//! Seeded choices: every run prints its seed, and `COWVHD_TEST_SEED` repeats one. That repeats the work and the plan of
+//! crashes; the exact moment of a kill is the machine's.
 
 use std::hash::{BuildHasher, RandomState};
 
