@@ -4,6 +4,8 @@
 //! Hyper-V write them. Windows names are UTF-16 that need not be well-formed, POSIX names are bytes. They meet in WTF-8:
 //! UTF-8 in which an unpaired surrogate is encoded as if it were a character, so that no name is lost or changed.
 
+use std::fmt::{self, Write};
+
 use super::quoted;
 use crate::FormatError;
 
@@ -72,6 +74,24 @@ impl ParentPath {
             .rsplit(|&byte| byte == b'/' || (byte == b':' && matches!(self, ParentPath::Windows(_))))
             .next()
             .filter(|name| !name.is_empty() && *name != b"..")
+    }
+}
+
+impl fmt::Display for ParentPath {
+    /// The path for people: control characters, which could drive a terminal, and bytes that are not UTF-8 are
+    /// escaped.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for chunk in self.as_bytes().utf8_chunks() {
+            for character in chunk.valid().chars() {
+                if character.is_control() {
+                    write!(f, "{}", character.escape_default())?;
+                } else {
+                    f.write_char(character)?;
+                }
+            }
+            write!(f, "{}", chunk.invalid().escape_ascii())?;
+        }
+        Ok(())
     }
 }
 
@@ -177,6 +197,12 @@ mod tests {
         let path = path_from_units(&units);
         assert_eq!(path, b"a\xED\xA0\xBDb\xED\xB8\x80\xF0\x9F\x98\x80\xED\xBF\xBF");
         assert_eq!(units_from_path(&path), Some(units.into()));
+    }
+
+    #[test]
+    fn prints_without_driving_the_terminal() {
+        let path = ParentPath::Relative(b"d\xC3\xA9j\xC3\xA0 \x1B[2J\n\xFF.vhd".to_vec());
+        assert_eq!(path.to_string(), "d\u{e9}j\u{e0} \\u{1b}[2J\\n\\xff.vhd");
     }
 
     #[test]
