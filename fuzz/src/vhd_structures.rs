@@ -104,6 +104,7 @@ fn locator_payload(code: PlatformCode, payload: &[u8]) {
 /// A path that was read is bounded, and has no components that mean nothing.
 fn normal(path: &ParentPath) {
     let bytes = path.as_bytes();
+    assert!(!path.to_string().contains(char::is_control));
     assert!(!bytes.is_empty() && bytes.len() <= locator::MAX_PATH_BYTES && !bytes.contains(&0));
     match path {
         ParentPath::Relative(text) => {
