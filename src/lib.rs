@@ -1,6 +1,13 @@
 //! cowvhd: disks for virtual machines that survive.
 
+mod disk;
 mod error;
+mod ext;
+mod journal;
+mod layer;
+mod sync;
+pub mod vfs;
 pub mod vhd;
 
+pub use disk::{CreateOptions, Disk, DiskInfo, Extent, ExtentKind, JournalState, OpenOptions, ZeroMode};
 pub use error::{Error, ErrorKind, FormatError, Result};

@@ -1,0 +1,15 @@
+//! Our private area, as bytes: superblock, journal entries and their records, block headers, and where each lies.
+//! Pure: bytes in, typed structures out, and back. FORMAT.md describes every field; all integers are big-endian.
+
+mod block_header;
+mod entry;
+mod place;
+mod superblock;
+
+pub use block_header::BlockHeader;
+pub use entry::{
+    ENTRY_HEADER_BYTES, EntryHeader, EntryKind, Record, SessionId, Tail, parse_entry_header, parse_records,
+    session_crc, write_entry, write_filler,
+};
+pub use place::{HEADER_BACKUP_OFFSET, PAGE_BYTES, Placement, SUPERBLOCK_OFFSETS};
+pub use superblock::{Fingerprint, State, Superblock, feature};

@@ -1,0 +1,130 @@
+//! Where things lie in an image made here (FORMAT.md, "Layout").
+//!
+//! The private area sits between the dynamic header and the BAT, the one place no other tool writes to. Data is 4 KiB
+//! aligned: a slot is one page for the block header and the sector bitmap, then the block's data.
+
+use crate::vhd;
+
+/// A page: the unit of alignment and of metadata writes, in bytes.
+pub const PAGE_BYTES: u64 = 4096;
+/// File offsets of superblock A and B.
+pub const SUPERBLOCK_OFFSETS: [u64; 2] = [4096, 8192];
+/// File offset of the backup of footer and dynamic header.
+pub const HEADER_BACKUP_OFFSET: u64 = 12288;
+/// File offset of the journal ring in images made here. From 16384 up to it space is kept for parent locators and for
+/// records of later versions.
+pub const RING_OFFSET: u64 = 256 * 1024;
+/// Room kept for the BAT, in bytes: that of the largest disk, so that growing never moves a block.
+pub const BAT_ROOM_BYTES: u64 = 4 * 1024 * 1024;
+/// The BAT starts at a multiple of this.
+const TABLE_ALIGNMENT: u64 = 1024 * 1024;
+
+/// The places of one image, all in bytes from the start of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placement {
+    /// Where the journal ring starts.
+    pub ring_offset: u64,
+    /// Length of the ring, a multiple of [`PAGE_BYTES`].
+    pub ring_bytes: u64,
+    /// Where the BAT starts.
+    pub table_offset: u64,
+    /// Number of BAT entries.
+    pub table_entries: u32,
+    /// Where the first slot starts.
+    pub slot_origin: u64,
+    /// Data bytes of a block.
+    pub block_bytes: u32,
+}
+
+impl Placement {
+    /// The layout of a new image with `table_entries` blocks of `block_bytes` and a ring of `ring_bytes`.
+    pub fn new(table_entries: u32, block_bytes: u32, ring_bytes: u64) -> Self {
+        let table_offset = (RING_OFFSET + ring_bytes).next_multiple_of(TABLE_ALIGNMENT);
+        Placement {
+            ring_offset: RING_OFFSET,
+            ring_bytes,
+            table_offset,
+            table_entries,
+            slot_origin: table_offset + BAT_ROOM_BYTES,
+            block_bytes,
+        }
+    }
+
+    /// Bytes of a block's sector bitmap, a multiple of 512.
+    pub fn bitmap_bytes(&self) -> u64 {
+        vhd::bitmap_bytes(self.block_bytes).into()
+    }
+
+    /// Bytes from the start of one slot to the next: the block page, then the data.
+    pub fn slot_stride(&self) -> u64 {
+        PAGE_BYTES + u64::from(self.block_bytes)
+    }
+
+    /// The file offset of the sector bitmap that BAT entry `entry` names.
+    pub fn bitmap_offset(&self, entry: u32) -> u64 {
+        u64::from(entry) * vhd::SECTOR
+    }
+
+    /// The file offset of the data of the block whose BAT entry is `entry`.
+    pub fn data_offset(&self, entry: u32) -> u64 {
+        self.bitmap_offset(entry) + self.bitmap_bytes()
+    }
+
+    /// The file offset behind the data of the block whose BAT entry is `entry`.
+    pub fn block_end(&self, entry: u32) -> u64 {
+        self.data_offset(entry) + u64::from(self.block_bytes)
+    }
+
+    /// The file offset of the block page of a block in a slot of ours: the page whose end is the bitmap.
+    pub fn block_page_offset(&self, entry: u32) -> u64 {
+        (self.bitmap_offset(entry) + self.bitmap_bytes()).saturating_sub(PAGE_BYTES)
+    }
+
+    /// The BAT entry that names slot `index`, or `None` where it lies past what an entry can name.
+    pub fn slot_entry(&self, index: u64) -> Option<u32> {
+        let page = self.slot_origin.checked_add(index.checked_mul(self.slot_stride())?)?;
+        let entry = u32::try_from((page + PAGE_BYTES - self.bitmap_bytes()) / vhd::SECTOR).ok()?;
+        (entry != vhd::UNALLOCATED).then_some(entry)
+    }
+
+    /// The slot that BAT entry `entry` names, if it lies on our grid.
+    pub fn slot_index(&self, entry: u32) -> Option<u64> {
+        let page = (self.bitmap_offset(entry) + self.bitmap_bytes()).checked_sub(PAGE_BYTES)?;
+        let from_origin = page.checked_sub(self.slot_origin)?;
+        from_origin.is_multiple_of(self.slot_stride()).then(|| from_origin / self.slot_stride())
+    }
+
+    /// The file offset at which slot `index` starts.
+    pub fn slot_offset(&self, index: u64) -> u64 {
+        self.slot_origin + index * self.slot_stride()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_disk_fits_below_two_tebibytes() {
+        let place = Placement::new(1_044_480, vhd::BLOCK_SIZE, 2 << 20);
+        assert_eq!((place.table_offset, place.slot_origin), (3 << 20, 7 << 20));
+        // FORMAT.md: at 2040 GiB some 2,048 spare slots remain.
+        let slots = (0..).take_while(|&i| place.slot_entry(i).is_some()).count() as u64;
+        assert!((1_044_480 + 2_000..1_044_480 + 2_100).contains(&slots), "{slots}");
+    }
+
+    #[test]
+    fn entries_and_slots_are_inverse_and_data_is_page_aligned() {
+        for block_bytes in [4096, 8192, vhd::BLOCK_SIZE] {
+            let place = Placement::new(64, block_bytes, 1 << 16);
+            for index in [0, 1, 2, 63, 1000] {
+                let entry = place.slot_entry(index).unwrap();
+                assert_eq!(place.slot_index(entry), Some(index));
+                assert_eq!(place.slot_index(entry + 1), None);
+                assert_eq!(place.block_page_offset(entry), place.slot_offset(index));
+                assert_eq!(place.data_offset(entry), place.slot_offset(index) + PAGE_BYTES);
+                assert_eq!(place.block_end(entry), place.slot_offset(index + 1));
+            }
+        }
+    }
+}

@@ -1,0 +1,345 @@
+//! The superblock: one page, kept twice (FORMAT.md, "Superblock").
+//!
+//! It says whether the journal holds anything, which session wrote it, and what the file looked like at the last clean
+//! close. The two copies are written in turn; the valid one with the higher sequence counts.
+
+use super::entry::{SessionId, Tail};
+use super::place::PAGE_BYTES;
+use crate::error::FormatError;
+use crate::vfs::FileTime;
+use crate::vhd::UniqueId;
+use std::mem::{offset_of, size_of};
+use zerocopy::big_endian::{I64, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+const MAGIC: [u8; 8] = *b"cowvhdSB";
+const NAME: &str = "superblock";
+
+/// Feature bits. A reader that does not know a bit of the first word must not open the image, one of the second must
+/// not write to it; bits of the third may be ignored.
+pub mod feature {
+    /// Incompatible features this version knows: none so far.
+    pub const KNOWN_INCOMPATIBLE: u64 = 0;
+    /// Read-only-compatible features this version knows: none so far.
+    pub const KNOWN_READ_ONLY_COMPATIBLE: u64 = 0;
+}
+
+/// Whether metadata may be behind the journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Everything is in place; the journal is empty.
+    Clean,
+    /// A session is open, or ended without closing.
+    Dirty,
+}
+
+/// What a clean close left behind; a difference means that another program wrote to the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Fingerprint {
+    /// Length of the file in bytes.
+    pub file_bytes: u64,
+    /// CRC-32 of the footer's 512 bytes.
+    pub footer_crc: u32,
+    /// CRC-32 of the dynamic header's 1024 bytes, with its normal cookie.
+    pub header_crc: u32,
+    /// CRC-32 of the BAT's entries.
+    pub bat_crc: u32,
+    /// The modification time the file was given.
+    pub modified: FileTime,
+}
+
+/// A superblock's content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Superblock {
+    /// Counts the writes of superblocks; the higher of the two is the current one.
+    pub sequence: u64,
+    /// The footer's unique id: a superblock of another disk is not ours.
+    pub disk_id: UniqueId,
+    /// Features a reader must know to open the image.
+    pub incompatible: u64,
+    /// Features a reader must know to write to the image.
+    pub read_only_compatible: u64,
+    /// Features a reader may ignore.
+    pub compatible: u64,
+    /// Clean or dirty.
+    pub state: State,
+    /// A sync failed in this or an earlier session: acknowledged data may be missing. Until `check` clears it.
+    pub sync_failed: bool,
+    /// Blocks may exist that another program allocated, which have no block header.
+    pub foreign_blocks: bool,
+    /// The session that writes, or wrote, the ring.
+    pub session: SessionId,
+    /// File offset of the ring in bytes.
+    pub ring_offset: u64,
+    /// Length of the ring in bytes.
+    pub ring_bytes: u64,
+    /// From where map records count when the ring holds no entry of the session.
+    pub meta_tail: Tail,
+    /// From where data and zero records count when the ring holds no entry of the session.
+    pub data_tail: Tail,
+    /// All allocation sequences used before this session are below this.
+    pub next_allocation: u64,
+    /// File offset of the first slot in bytes.
+    pub slot_origin: u64,
+    /// What the last clean close left.
+    pub fingerprint: Fingerprint,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct RawTail {
+    sequence: U64,
+    place: U64,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawSuperblock {
+    magic: [u8; 8],
+    sequence: U64,
+    disk_id: [u8; 16],
+    incompatible: U64,
+    read_only_compatible: U64,
+    compatible: U64,
+    state: U32,
+    flags: U32,
+    session: [u8; 16],
+    ring_offset: U64,
+    ring_bytes: U64,
+    meta_tail: RawTail,
+    data_tail: RawTail,
+    next_allocation: U64,
+    slot_origin: U64,
+    file_bytes: U64,
+    footer_crc: U32,
+    header_crc: U32,
+    bat_crc: U32,
+    modified_nanoseconds: U32,
+    modified_seconds: I64,
+    reserved: [u8; 3916],
+    crc: U32,
+}
+
+const _: () = {
+    assert!(size_of::<RawSuperblock>() == PAGE_BYTES as usize);
+    assert!(offset_of!(RawSuperblock, sequence) == 8);
+    assert!(offset_of!(RawSuperblock, disk_id) == 16);
+    assert!(offset_of!(RawSuperblock, incompatible) == 32);
+    assert!(offset_of!(RawSuperblock, read_only_compatible) == 40);
+    assert!(offset_of!(RawSuperblock, compatible) == 48);
+    assert!(offset_of!(RawSuperblock, state) == 56);
+    assert!(offset_of!(RawSuperblock, flags) == 60);
+    assert!(offset_of!(RawSuperblock, session) == 64);
+    assert!(offset_of!(RawSuperblock, ring_offset) == 80);
+    assert!(offset_of!(RawSuperblock, ring_bytes) == 88);
+    assert!(offset_of!(RawSuperblock, meta_tail) == 96);
+    assert!(offset_of!(RawSuperblock, data_tail) == 112);
+    assert!(offset_of!(RawSuperblock, next_allocation) == 128);
+    assert!(offset_of!(RawSuperblock, slot_origin) == 136);
+    assert!(offset_of!(RawSuperblock, file_bytes) == 144);
+    assert!(offset_of!(RawSuperblock, footer_crc) == 152);
+    assert!(offset_of!(RawSuperblock, header_crc) == 156);
+    assert!(offset_of!(RawSuperblock, bat_crc) == 160);
+    assert!(offset_of!(RawSuperblock, modified_nanoseconds) == 164);
+    assert!(offset_of!(RawSuperblock, modified_seconds) == 168);
+    assert!(offset_of!(RawSuperblock, reserved) == 176);
+    assert!(offset_of!(RawSuperblock, crc) == CRC_OFFSET);
+};
+
+const CRC_OFFSET: usize = 4092;
+const STATE_CLEAN: u32 = 1;
+const STATE_DIRTY: u32 = 2;
+const FLAG_SYNC_FAILED: u32 = 1 << 0;
+const FLAG_FOREIGN_BLOCKS: u32 = 1 << 1;
+
+impl Superblock {
+    /// Size on disk, in bytes.
+    pub const SIZE: usize = PAGE_BYTES as usize;
+
+    /// Reads a superblock. Checks magic, CRC and the fields a reader relies on; the caller compares disk id and features.
+    pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
+        let wrong = |field, offset, found: String, expected: &str| {
+            FormatError::new(NAME, field, offset as u64, found, expected)
+        };
+        let raw = RawSuperblock::ref_from_bytes(bytes)
+            .map_err(|_| wrong("length", 0, bytes.len().to_string(), "4096 bytes"))?;
+        if raw.magic != MAGIC {
+            return Err(wrong("magic", 0, format!("{:02x?}", raw.magic), "cowvhdSB"));
+        }
+        let crc = crc32fast::hash(bytes.get(..CRC_OFFSET).unwrap_or_default());
+        if raw.crc.get() != crc {
+            return Err(wrong("CRC", CRC_OFFSET, format!("{:#010x}", raw.crc), &format!("{crc:#010x}")));
+        }
+        let state = match raw.state.get() {
+            STATE_CLEAN => State::Clean,
+            STATE_DIRTY => State::Dirty,
+            other => return Err(wrong("state", 56, other.to_string(), "1 (clean) or 2 (dirty)")),
+        };
+        let flags = raw.flags.get();
+        if flags & !(FLAG_SYNC_FAILED | FLAG_FOREIGN_BLOCKS) != 0 {
+            return Err(wrong("flags", 60, format!("{flags:#x}"), "only bits 0 and 1"));
+        }
+        Ok(Superblock {
+            sequence: raw.sequence.get(),
+            disk_id: UniqueId::from_bytes(raw.disk_id),
+            incompatible: raw.incompatible.get(),
+            read_only_compatible: raw.read_only_compatible.get(),
+            compatible: raw.compatible.get(),
+            state,
+            sync_failed: flags & FLAG_SYNC_FAILED != 0,
+            foreign_blocks: flags & FLAG_FOREIGN_BLOCKS != 0,
+            session: SessionId(raw.session),
+            ring_offset: raw.ring_offset.get(),
+            ring_bytes: raw.ring_bytes.get(),
+            meta_tail: raw.meta_tail.into(),
+            data_tail: raw.data_tail.into(),
+            next_allocation: raw.next_allocation.get(),
+            slot_origin: raw.slot_origin.get(),
+            fingerprint: Fingerprint {
+                file_bytes: raw.file_bytes.get(),
+                footer_crc: raw.footer_crc.get(),
+                header_crc: raw.header_crc.get(),
+                bat_crc: raw.bat_crc.get(),
+                modified: FileTime {
+                    seconds: raw.modified_seconds.get(),
+                    nanoseconds: raw.modified_nanoseconds.get(),
+                },
+            },
+        })
+    }
+
+    /// The superblock as it is written.
+    pub fn to_bytes(self) -> [u8; Self::SIZE] {
+        let mut flags = 0;
+        if self.sync_failed {
+            flags |= FLAG_SYNC_FAILED;
+        }
+        if self.foreign_blocks {
+            flags |= FLAG_FOREIGN_BLOCKS;
+        }
+        let mut raw = RawSuperblock {
+            magic: MAGIC,
+            sequence: self.sequence.into(),
+            disk_id: *self.disk_id.as_bytes(),
+            incompatible: self.incompatible.into(),
+            read_only_compatible: self.read_only_compatible.into(),
+            compatible: self.compatible.into(),
+            state: match self.state {
+                State::Clean => STATE_CLEAN.into(),
+                State::Dirty => STATE_DIRTY.into(),
+            },
+            flags: flags.into(),
+            session: self.session.0,
+            ring_offset: self.ring_offset.into(),
+            ring_bytes: self.ring_bytes.into(),
+            meta_tail: self.meta_tail.into(),
+            data_tail: self.data_tail.into(),
+            next_allocation: self.next_allocation.into(),
+            slot_origin: self.slot_origin.into(),
+            file_bytes: self.fingerprint.file_bytes.into(),
+            footer_crc: self.fingerprint.footer_crc.into(),
+            header_crc: self.fingerprint.header_crc.into(),
+            bat_crc: self.fingerprint.bat_crc.into(),
+            modified_nanoseconds: self.fingerprint.modified.nanoseconds.into(),
+            modified_seconds: self.fingerprint.modified.seconds.into(),
+            reserved: [0; 3916],
+            crc: 0.into(),
+        };
+        raw.crc = crc32fast::hash(raw.as_bytes().get(..CRC_OFFSET).unwrap_or_default()).into();
+        zerocopy::transmute!(raw)
+    }
+}
+
+impl From<RawTail> for Tail {
+    fn from(raw: RawTail) -> Self {
+        Tail { sequence: raw.sequence.get(), place: raw.place.get() }
+    }
+}
+
+impl From<Tail> for RawTail {
+    fn from(tail: Tail) -> Self {
+        RawTail { sequence: tail.sequence.into(), place: tail.place.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Superblock {
+        Superblock {
+            sequence: 7,
+            disk_id: UniqueId::from_bytes([0x10; 16]),
+            incompatible: 0,
+            read_only_compatible: 0,
+            compatible: 0,
+            state: State::Dirty,
+            sync_failed: true,
+            foreign_blocks: false,
+            session: SessionId([0x5e; 16]),
+            ring_offset: 0x40000,
+            ring_bytes: 0x200000,
+            meta_tail: Tail { sequence: 3, place: 0x1000 },
+            data_tail: Tail { sequence: 4, place: 0x2000 },
+            next_allocation: 99,
+            slot_origin: 0x700000,
+            fingerprint: Fingerprint {
+                file_bytes: 0x700200,
+                footer_crc: 1,
+                header_crc: 2,
+                bat_crc: 3,
+                modified: FileTime { seconds: 1_700_000_000, nanoseconds: 5 },
+            },
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        assert_eq!(Superblock::parse(&sample().to_bytes()), Ok(sample()));
+    }
+
+    #[test]
+    fn any_flipped_bit_is_noticed() {
+        for byte in 0..Superblock::SIZE {
+            let mut bytes = sample().to_bytes();
+            bytes[byte] ^= 0x40;
+            assert!(Superblock::parse(&bytes).is_err(), "byte {byte}");
+        }
+    }
+
+    /// The golden vector of FORMAT.md.
+    #[test]
+    fn golden_vector() {
+        let bytes = sample().to_bytes();
+        let hex: String = bytes[..176].iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(
+            hex,
+            concat!(
+                "636f777668645342",
+                "0000000000000007",
+                "10101010101010101010101010101010",
+                "0000000000000000",
+                "0000000000000000",
+                "0000000000000000",
+                "00000002",
+                "00000001",
+                "5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e",
+                "0000000000040000",
+                "0000000000200000",
+                "0000000000000003",
+                "0000000000001000",
+                "0000000000000004",
+                "0000000000002000",
+                "0000000000000063",
+                "0000000000700000",
+                "0000000000700200",
+                "00000001",
+                "00000002",
+                "00000003",
+                "00000005",
+                "000000006553f100",
+            )
+        );
+        assert!(bytes[176..CRC_OFFSET].iter().all(|&b| b == 0));
+    }
+}

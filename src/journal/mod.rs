@@ -1,0 +1,372 @@
+//! The journal at run time: map changes go into the ring, from there in place, and slots that were freed come back.
+//!
+//! One [`Journal`] belongs to one session of one image and is used by one thread at a time (its owner holds the lock from
+//! a flush's cut to its durable entry). It keeps the BAT *as the appended records say it is*, apart from the map that
+//! guests use: an image of a page holds exactly the records of lower sequence, never what is only in memory.
+//!
+//! Invariants kept here:
+//! - **I2** A metadata page changes in place only after durable, live records determine it: an image for a page of the
+//!   BAT, the `alloc` record for a block page.
+//! - **I3** A freed slot is handed back only when its free is durable and in place, nobody holds a pin on it, it was then
+//!   punched, a later sync returned, and no data or zero record that is older than the free is live.
+//! - Pages that need an image number at most a quarter of the ring's pages, and that many and some more stay free for the
+//!   images and for the entry that moves the tails; so a checkpoint always finds room, also in recovery.
+
+mod replay;
+mod ring;
+mod scan;
+
+pub(crate) use replay::{Replay, ReplayError, ReplayedPage};
+pub(crate) use ring::Ring;
+pub(crate) use scan::Scan;
+
+use crate::ext::{BlockHeader, PAGE_BYTES, Placement, Record};
+use crate::vfs::{File, FileExt};
+use crate::vhd::{self, UniqueId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+const PAGE: usize = PAGE_BYTES as usize;
+const ENTRIES_PER_PAGE: u32 = PAGE as u32 / 4;
+
+/// A change of the block map, published to guests and not yet journaled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MapChange {
+    /// `block` now lives in `slot`, whole.
+    Alloc { block: u32, slot: u32, allocation: u64 },
+    /// `block` no longer lives in `slot`.
+    Free { block: u32, slot: u32 },
+}
+
+impl MapChange {
+    fn block(&self) -> u32 {
+        match *self {
+            MapChange::Alloc { block, .. } | MapChange::Free { block, .. } => block,
+        }
+    }
+
+    fn record(&self) -> Record<'static> {
+        match *self {
+            MapChange::Alloc { block, slot, allocation } => {
+                Record::Alloc { block, slot, allocation, bitmap_set: true }
+            }
+            MapChange::Free { block, slot } => Record::Free { block, slot },
+        }
+    }
+}
+
+/// An I/O error inside the journal.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// What was tried.
+    pub(crate) operation: &'static str,
+    /// The system's answer.
+    pub(crate) error: io::Error,
+    /// It is unknown what reached the medium: nothing more may be written in this session.
+    pub(crate) fatal: bool,
+}
+
+impl Failure {
+    fn fatal(operation: &'static str) -> impl FnOnce(io::Error) -> Failure {
+        move |error| Failure { operation, error, fatal: true }
+    }
+
+    fn transient(operation: &'static str) -> impl FnOnce(io::Error) -> Failure {
+        move |error| Failure { operation, error, fatal: false }
+    }
+}
+
+/// Where a freed slot stands on its way back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Not punched yet.
+    Freed,
+    /// Punched, not synced since.
+    Punched,
+    /// Durably zero.
+    Clean,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Quarantined {
+    slot: u32,
+    /// Sequence of the entry with the free record; 0 for a slot that no record ever named.
+    freed_at: u64,
+    stage: Stage,
+}
+
+/// The journal of an open session.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    ring: Ring,
+    place: Placement,
+    disk_id: UniqueId,
+    /// The BAT as the appended records say.
+    table: Vec<u32>,
+    /// Pages of the BAT that are not in place.
+    table_pages: BTreeSet<u32>,
+    /// Those of them that have an image in the live ring.
+    imaged_pages: BTreeSet<u32>,
+    /// Block pages that are not in place, by slot.
+    block_pages: BTreeMap<u32, BlockHeader>,
+    quarantine: Vec<Quarantined>,
+}
+
+impl Journal {
+    /// The journal of a new session over a BAT that is in place.
+    pub(crate) fn new(ring: Ring, place: Placement, disk_id: UniqueId, table: Vec<u32>) -> Self {
+        Journal {
+            ring,
+            place,
+            disk_id,
+            table,
+            table_pages: BTreeSet::new(),
+            imaged_pages: BTreeSet::new(),
+            block_pages: BTreeMap::new(),
+            quarantine: Vec::new(),
+        }
+    }
+
+    /// The BAT as the appended records say.
+    pub(crate) fn table(&self) -> &[u32] {
+        &self.table
+    }
+
+    /// How many freed slots wait to come back.
+    pub(crate) fn waiting_slots(&self) -> usize {
+        self.quarantine.len()
+    }
+
+    fn max_image_pages(&self) -> usize {
+        (self.place.ring_bytes / PAGE_BYTES / 4) as usize
+    }
+
+    fn reserve_bytes(&self) -> u64 {
+        (self.max_image_pages() as u64 + 16) * PAGE_BYTES
+    }
+
+    /// Syncs all data and metadata written so far.
+    pub(crate) fn sync(&mut self, file: &dyn File) -> Result<(), Failure> {
+        file.sync_data().map_err(Failure::fatal("syncing the image"))?;
+        for waiting in self.quarantine.iter_mut().filter(|waiting| waiting.stage == Stage::Punched) {
+            waiting.stage = Stage::Clean;
+        }
+        Ok(())
+    }
+
+    /// Makes `changes` durable, in order, in one or more entries; everything they expose has been synced. Takes those that
+    /// became durable off the front of `changes`, also when it fails.
+    pub(crate) fn append(&mut self, file: &dyn File, changes: &mut Vec<MapChange>) -> Result<(), Failure> {
+        let mut done = 0;
+        let result = self.append_all(file, changes, &mut done);
+        changes.drain(..done);
+        result
+    }
+
+    fn append_all(
+        &mut self,
+        file: &dyn File,
+        changes: &[MapChange],
+        done: &mut usize,
+    ) -> Result<(), Failure> {
+        while let Some(rest) = changes.get(*done..).filter(|rest| !rest.is_empty()) {
+            let count = self.changes_within_image_limit(rest);
+            if count == 0 {
+                self.checkpoint(file)?;
+                continue;
+            }
+            let records: Vec<Record<'_>> = rest.iter().take(count).map(MapChange::record).collect();
+            let sequence;
+            match self.try_append(file, &records, true, self.reserve_bytes())? {
+                Some(appended) => {
+                    sequence = appended.sequence;
+                    *done += appended.records;
+                    for change in rest.iter().take(appended.records) {
+                        self.apply(change, sequence);
+                    }
+                }
+                None => self.make_room(file)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// How many leading changes keep the pages that need an image within their limit.
+    fn changes_within_image_limit(&self, changes: &[MapChange]) -> usize {
+        let mut new_pages = BTreeSet::new();
+        changes
+            .iter()
+            .take_while(|change| {
+                let page = change.block() / ENTRIES_PER_PAGE;
+                if !self.table_pages.contains(&page) {
+                    new_pages.insert(page);
+                }
+                self.table_pages.len() + new_pages.len() <= self.max_image_pages()
+            })
+            .count()
+    }
+
+    fn try_append(
+        &mut self,
+        file: &dyn File,
+        records: &[Record<'_>],
+        data_synced: bool,
+        keep_free: u64,
+    ) -> Result<Option<ring::Appended>, Failure> {
+        self.ring
+            .append(file, records, data_synced, keep_free)
+            .map_err(Failure::fatal("writing a journal entry"))
+    }
+
+    fn apply(&mut self, change: &MapChange, sequence: u64) {
+        let (block, entry) = match *change {
+            MapChange::Alloc { block, slot, allocation } => {
+                let page_offset = self.place.block_page_offset(slot);
+                let header = BlockHeader { page_offset, disk_id: self.disk_id, block, allocation };
+                self.block_pages.insert(slot, header);
+                (block, slot)
+            }
+            MapChange::Free { block, slot } => {
+                self.block_pages.remove(&slot);
+                self.quarantine.push(Quarantined { slot, freed_at: sequence, stage: Stage::Freed });
+                (block, vhd::UNALLOCATED)
+            }
+        };
+        if let Some(target) = self.table.get_mut(block as usize) {
+            *target = entry;
+        }
+        self.table_pages.insert(block / ENTRIES_PER_PAGE);
+    }
+
+    /// Brings everything in place and moves the durable tails.
+    fn make_room(&mut self, file: &dyn File) -> Result<(), Failure> {
+        self.checkpoint(file)?;
+        self.append_tails(file)
+    }
+
+    /// An entry without records that carries the tails, if they moved since the last one. The caller has just synced.
+    pub(crate) fn append_tails(&mut self, file: &dyn File) -> Result<(), Failure> {
+        if !self.ring.tails_pending() {
+            return Ok(());
+        }
+        match self.try_append(file, &[], true, 0)? {
+            Some(_) => Ok(()),
+            None => Err(ring_full()),
+        }
+    }
+
+    /// Brings all journaled metadata in place: images durable, pages written, synced; then the tails move (in memory,
+    /// until the next entry carries them).
+    pub(crate) fn checkpoint(&mut self, file: &dyn File) -> Result<(), Failure> {
+        if !self.table_pages.is_empty() || !self.block_pages.is_empty() {
+            self.append_images(file)?;
+            for &page in &self.table_pages {
+                let (offset, bytes) = self.table_page(page);
+                file.write_all_at(&bytes, offset)
+                    .map_err(Failure::transient("writing a page of the block table"))?;
+            }
+            let bitmap = vec![0xff; self.place.bitmap_bytes() as usize];
+            for header in self.block_pages.values() {
+                file.write_all_at(&header.to_page(&bitmap), header.page_offset)
+                    .map_err(Failure::transient("writing a block page"))?;
+            }
+        }
+        self.sync(file)?;
+        self.ring.all_in_place();
+        self.table_pages.clear();
+        self.imaged_pages.clear();
+        self.block_pages.clear();
+        Ok(())
+    }
+
+    /// Makes an image durable of every page of the BAT that is about to change in place and has none in the live ring. An
+    /// older image serves as well: the records behind it are live, too.
+    fn append_images(&mut self, file: &dyn File) -> Result<(), Failure> {
+        let pages: Vec<u32> = self.table_pages.difference(&self.imaged_pages).copied().collect();
+        let images: Vec<(u64, Vec<u8>)> = pages.iter().map(|&page| self.table_page(page)).collect();
+        let records: Vec<Record<'_>> =
+            images.iter().map(|(offset, bytes)| Record::Image { offset: *offset, bytes }).collect();
+        let mut rest = records.as_slice();
+        while !rest.is_empty() {
+            match self.try_append(file, rest, false, 0)? {
+                Some(appended) => rest = rest.get(appended.records..).unwrap_or_default(),
+                None => return Err(ring_full()),
+            }
+        }
+        self.imaged_pages.extend(pages);
+        Ok(())
+    }
+
+    /// The bytes of one page of the BAT, padded with ones, and its file offset.
+    fn table_page(&self, page: u32) -> (u64, Vec<u8>) {
+        let first = page as usize * ENTRIES_PER_PAGE as usize;
+        let entries = self.table.iter().skip(first).take(ENTRIES_PER_PAGE as usize);
+        let mut bytes: Vec<u8> = entries.flat_map(|entry| entry.to_be_bytes()).collect();
+        bytes.resize(PAGE, 0xff);
+        (self.place.table_offset + u64::from(page) * PAGE_BYTES, bytes)
+    }
+
+    /// Takes in a slot that was written to but that no record ever named.
+    pub(crate) fn quarantine_unnamed(&mut self, slot: u32) {
+        self.quarantine.push(Quarantined { slot, freed_at: 0, stage: Stage::Freed });
+    }
+
+    /// Punches the slots whose free is in place, unless `pinned` says that somebody still uses them.
+    pub(crate) fn punch(&mut self, file: &dyn File, pinned: impl Fn(u32) -> bool) -> Result<(), Failure> {
+        let in_place_before = self.ring.in_place_before();
+        for waiting in &mut self.quarantine {
+            if waiting.stage == Stage::Freed && waiting.freed_at < in_place_before && !pinned(waiting.slot) {
+                punch_slot(file, &self.place, waiting.slot)
+                    .map_err(Failure::transient("punching a freed block"))?;
+                waiting.stage = Stage::Punched;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands back the slots that may be used again (I3).
+    pub(crate) fn release(&mut self) -> Vec<u32> {
+        let data_dead_before = self.ring.data_dead_before();
+        let ready =
+            |waiting: &Quarantined| waiting.stage == Stage::Clean && waiting.freed_at < data_dead_before;
+        let slots =
+            self.quarantine.iter().filter(|waiting| ready(waiting)).map(|waiting| waiting.slot).collect();
+        self.quarantine.retain(|waiting| !ready(waiting));
+        slots
+    }
+}
+
+/// Makes a slot (its page and its data) read as zeros.
+pub(crate) fn punch_slot(file: &dyn File, place: &Placement, slot: u32) -> io::Result<()> {
+    let start = match place.slot_index(slot) {
+        Some(index) => place.slot_offset(index),
+        None => place.bitmap_offset(slot),
+    };
+    zero_range(file, start, place.block_end(slot) - start)
+}
+
+/// Makes a range of the file read as zeros, by a hole where the file system has them.
+pub(crate) fn zero_range(file: &dyn File, offset: u64, length: u64) -> io::Result<()> {
+    match file.punch_hole(offset, length) {
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => write_zeros(file, offset, length),
+        result => result,
+    }
+}
+
+/// Writes zeros, keeping the range allocated.
+pub(crate) fn write_zeros(file: &dyn File, offset: u64, length: u64) -> io::Result<()> {
+    const CHUNK: u64 = 256 * 1024;
+    let zeros = vec![0; length.min(CHUNK) as usize];
+    let mut at = offset;
+    while at < offset + length {
+        let count = (offset + length - at).min(CHUNK);
+        file.write_all_at(zeros.get(..count as usize).unwrap_or_default(), at)?;
+        at += count;
+    }
+    Ok(())
+}
+
+fn ring_full() -> Failure {
+    let error = io::Error::other("the reserve of the journal ring is used up; this is a defect");
+    Failure { operation: "writing a journal entry", error, fatal: true }
+}

@@ -1,0 +1,291 @@
+//! Replaying records over metadata, in memory, strictly by sequence: an image replaces, a record changes.
+//!
+//! The result is the metadata as the journal says it is, whatever torn state the file is in: every page that a record
+//! changes and that may be torn has an image among the records, and an `alloc` record alone determines a whole block page.
+
+use crate::error::FormatError;
+use crate::ext::{BlockHeader, PAGE_BYTES, Placement, Record};
+use crate::vhd::{self, UniqueId};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+
+const PAGE: usize = PAGE_BYTES as usize;
+
+/// A block page as the journal leaves it.
+#[derive(Debug)]
+pub(crate) enum ReplayedPage {
+    /// Made by an `alloc` record and unchanged since: kept small, since a ring holds tens of thousands of them.
+    Fresh {
+        /// The header.
+        header: BlockHeader,
+        /// Whether every bit of the bitmap is set.
+        bitmap_set: bool,
+    },
+    /// Any other.
+    Bytes {
+        /// The page.
+        bytes: Box<[u8; PAGE]>,
+        /// The live records determine it alone; if not, it must be imaged before it may be written in place.
+        determined: bool,
+    },
+}
+
+impl ReplayedPage {
+    /// The page's bytes.
+    pub(crate) fn bytes(&self, place: &Placement) -> Box<[u8; PAGE]> {
+        match self {
+            ReplayedPage::Fresh { header, bitmap_set } => {
+                let bitmap = vec![if *bitmap_set { 0xff } else { 0 }; place.bitmap_bytes() as usize];
+                Box::new(header.to_page(&bitmap))
+            }
+            ReplayedPage::Bytes { bytes, .. } => bytes.clone(),
+        }
+    }
+}
+
+/// Guest data to be written again.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ReplayedData<'a> {
+    /// File offset in bytes.
+    pub(crate) offset: u64,
+    /// Length in bytes.
+    pub(crate) length: u64,
+    /// The data; `None` for zeros.
+    pub(crate) bytes: Option<&'a [u8]>,
+}
+
+/// The metadata of an image while records are replayed over it.
+#[derive(Debug)]
+pub(crate) struct Replay<'a> {
+    place: Placement,
+    disk_id: UniqueId,
+    table: Vec<u8>,
+    changed_table_pages: BTreeSet<usize>,
+    imaged_table_pages: BTreeSet<usize>,
+    pages: BTreeMap<u64, ReplayedPage>,
+    data: Vec<(u32, ReplayedData<'a>)>,
+    next_allocation: u64,
+}
+
+impl<'a> Replay<'a> {
+    /// Replays `records` over `table`, the bytes of the BAT's pages as the file has them (which may be torn). `read_page`
+    /// reads the page at a file offset.
+    pub(crate) fn new(
+        place: Placement,
+        disk_id: UniqueId,
+        table: Vec<u8>,
+        records: &[Record<'a>],
+        mut read_page: impl FnMut(u64) -> io::Result<[u8; PAGE]>,
+    ) -> Result<Self, ReplayError> {
+        let mut replay = Replay {
+            place,
+            disk_id,
+            table,
+            changed_table_pages: BTreeSet::new(),
+            imaged_table_pages: BTreeSet::new(),
+            pages: BTreeMap::new(),
+            data: Vec::new(),
+            next_allocation: 0,
+        };
+        for record in records {
+            replay.apply(record, &mut read_page)?;
+        }
+        replay.keep_data_of_mapped_slots();
+        Ok(replay)
+    }
+
+    fn apply(
+        &mut self,
+        record: &Record<'a>,
+        read_page: &mut impl FnMut(u64) -> io::Result<[u8; PAGE]>,
+    ) -> Result<(), ReplayError> {
+        match *record {
+            Record::Alloc { block, slot, allocation, bitmap_set } => {
+                let page_offset = self.block_page(slot)?;
+                self.set_entry(block, slot)?;
+                self.next_allocation = self.next_allocation.max(allocation.saturating_add(1));
+                let header = BlockHeader { page_offset, disk_id: self.disk_id, block, allocation };
+                self.pages.insert(page_offset, ReplayedPage::Fresh { header, bitmap_set });
+            }
+            Record::Free { block, slot } => {
+                let page_offset = self.block_page(slot)?;
+                self.set_entry(block, vhd::UNALLOCATED)?;
+                self.pages.remove(&page_offset);
+            }
+            Record::Bits { slot, first_sector, sectors, .. } => {
+                let page_offset = self.block_page(slot)?;
+                self.check_sectors(first_sector, sectors)?;
+                let (mut bytes, determined) = match self.pages.remove(&page_offset) {
+                    Some(ReplayedPage::Bytes { bytes, determined }) => (bytes, determined),
+                    Some(fresh) => (fresh.bytes(&self.place), true),
+                    None => (Box::new(read_page(page_offset)?), false),
+                };
+                let bitmap_start = PAGE - self.place.bitmap_bytes() as usize;
+                let bitmap = bytes.get_mut(bitmap_start..).unwrap_or_default();
+                vhd::bitmap::set_range(bitmap, first_sector..first_sector + sectors, true);
+                self.pages.insert(page_offset, ReplayedPage::Bytes { bytes, determined });
+            }
+            Record::Data { slot, first_sector, bytes, .. } => {
+                let length = bytes.len() as u64;
+                self.push_data(slot, first_sector, length, Some(bytes))?;
+            }
+            Record::Zero { slot, first_sector, sectors, .. } => {
+                self.push_data(slot, first_sector, u64::from(sectors) * vhd::SECTOR, None)?;
+            }
+            Record::Image { offset, bytes } => self.apply_image(offset, bytes)?,
+        }
+        Ok(())
+    }
+
+    fn set_entry(&mut self, block: u32, entry: u32) -> Result<(), ReplayError> {
+        let at = block as usize * 4;
+        if block >= self.place.table_entries {
+            let expected = format!("below {}", self.place.table_entries);
+            return Err(FormatError::new("journal record", "block", 8, block, expected).into());
+        }
+        if let Some(bytes) = self.table.get_mut(at..at + 4) {
+            bytes.copy_from_slice(&entry.to_be_bytes());
+        }
+        self.changed_table_pages.insert(at / PAGE);
+        Ok(())
+    }
+
+    /// The file offset of the block page of a slot on our grid.
+    fn block_page(&self, slot: u32) -> Result<u64, ReplayError> {
+        match self.place.slot_index(slot) {
+            Some(_) => Ok(self.place.block_page_offset(slot)),
+            None => {
+                Err(FormatError::new("journal record", "slot", 12, slot, "the sector of a slot's bitmap")
+                    .into())
+            }
+        }
+    }
+
+    fn check_sectors(&self, first: u32, count: u32) -> Result<(), ReplayError> {
+        let in_block = u64::from(self.place.block_bytes) / vhd::SECTOR;
+        if u64::from(first) + u64::from(count) > in_block {
+            let found = format!("{first} + {count}");
+            return Err(FormatError::new(
+                "journal record",
+                "sectors",
+                24,
+                found,
+                format!("at most {in_block}"),
+            )
+            .into());
+        }
+        Ok(())
+    }
+
+    fn push_data(
+        &mut self,
+        slot: u32,
+        first_sector: u32,
+        length: u64,
+        bytes: Option<&'a [u8]>,
+    ) -> Result<(), ReplayError> {
+        self.block_page(slot)?;
+        let sectors = u32::try_from(length / vhd::SECTOR).unwrap_or(u32::MAX);
+        self.check_sectors(first_sector, sectors)?;
+        let offset = self.place.data_offset(slot) + u64::from(first_sector) * vhd::SECTOR;
+        self.data.push((slot, ReplayedData { offset, length, bytes }));
+        Ok(())
+    }
+
+    /// An image may only aim at the BAT's pages or at a block page.
+    fn apply_image(&mut self, offset: u64, bytes: &[u8]) -> Result<(), ReplayError> {
+        if let Some(at) = offset.checked_sub(self.place.table_offset).map(|at| at as usize)
+            && let Some(target) = self.table.get_mut(at..at.saturating_add(bytes.len()))
+            && at.is_multiple_of(PAGE)
+            && bytes.len() == PAGE
+        {
+            target.copy_from_slice(bytes);
+            self.changed_table_pages.insert(at / PAGE);
+            self.imaged_table_pages.insert(at / PAGE);
+            return Ok(());
+        }
+        let on_grid = offset
+            .checked_sub(self.place.slot_origin)
+            .is_some_and(|from_origin| from_origin.is_multiple_of(self.place.slot_stride()));
+        match <[u8; PAGE]>::try_from(bytes) {
+            Ok(bytes) if on_grid => {
+                let page = ReplayedPage::Bytes { bytes: Box::new(bytes), determined: true };
+                self.pages.insert(offset, page);
+                Ok(())
+            }
+            _ => {
+                let found = format!("{} bytes at {offset}", bytes.len());
+                Err(FormatError::new(
+                    "journal record",
+                    "image",
+                    8,
+                    found,
+                    "a page of the BAT or a block page",
+                )
+                .into())
+            }
+        }
+    }
+
+    /// Data of a slot that was freed later must not come back to life in it.
+    fn keep_data_of_mapped_slots(&mut self) {
+        if self.data.is_empty() {
+            return;
+        }
+        let mapped: HashMap<u32, ()> = self.entries().map(|entry| (entry, ())).collect();
+        self.data.retain(|(slot, _)| mapped.contains_key(slot));
+    }
+
+    /// All BAT entries in order.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = u32> + '_ {
+        self.table
+            .chunks_exact(4)
+            .take(self.place.table_entries as usize)
+            .map(|bytes| bytes.try_into().map_or(vhd::UNALLOCATED, u32::from_be_bytes))
+    }
+
+    /// The BAT's pages that records or images touched, as (file offset, bytes, imaged).
+    pub(crate) fn table_pages(&self) -> impl Iterator<Item = (u64, &[u8], bool)> + '_ {
+        self.changed_table_pages.iter().filter_map(|&page| {
+            let bytes = self.table.get(page * PAGE..(page + 1) * PAGE)?;
+            let offset = self.place.table_offset + (page * PAGE) as u64;
+            Some((offset, bytes, self.imaged_table_pages.contains(&page)))
+        })
+    }
+
+    /// The block pages that records or images touched, by file offset.
+    pub(crate) fn block_pages(&self) -> impl Iterator<Item = (u64, &ReplayedPage)> + '_ {
+        self.pages.iter().map(|(&offset, page)| (offset, page))
+    }
+
+    /// The guest data to be written again, in order.
+    pub(crate) fn data(&self) -> impl Iterator<Item = ReplayedData<'a>> + '_ {
+        self.data.iter().map(|&(_, data)| data)
+    }
+
+    /// Above every allocation sequence among the records.
+    pub(crate) fn next_allocation(&self) -> u64 {
+        self.next_allocation
+    }
+}
+
+/// Why a journal could not be replayed.
+#[derive(Debug)]
+pub(crate) enum ReplayError {
+    /// A record is impossible.
+    Format(FormatError),
+    /// A page could not be read.
+    Io(io::Error),
+}
+
+impl From<FormatError> for ReplayError {
+    fn from(error: FormatError) -> Self {
+        ReplayError::Format(error)
+    }
+}
+
+impl From<io::Error> for ReplayError {
+    fn from(error: io::Error) -> Self {
+        ReplayError::Io(error)
+    }
+}

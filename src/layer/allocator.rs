@@ -1,0 +1,164 @@
+//! Which slots are free, which are being allocated, and which map changes wait for a flush.
+//!
+//! An allocation belongs to all writes that ride on it (I5): the first one that commits publishes the block; it is undone
+//! only when none is left and none committed. A slot that such writes have touched is *soiled* and goes back by way of the
+//! quarantine. Growth is in whole slots, ahead of need, and only by `set_len`, so that a new slot reads as zeros.
+
+use super::map::{BlockMap, Mapping};
+use crate::ext::Placement;
+use crate::journal::MapChange;
+use crate::vfs::File;
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+
+/// At most this many slots are added at once.
+const MAX_GROWTH_SLOTS: u64 = 32;
+
+#[derive(Debug)]
+struct InFlight {
+    slot: u32,
+    allocation: u64,
+    riders: u32,
+    published: bool,
+}
+
+/// The allocator of an open session; its lock nests inside the session's.
+#[derive(Debug)]
+pub(crate) struct Allocator {
+    place: Placement,
+    free: BTreeSet<u32>,
+    /// The first slot that was never used.
+    fresh: u64,
+    /// Length of the file in bytes.
+    file_bytes: u64,
+    in_flight: HashMap<u32, InFlight>,
+    pending: Vec<MapChange>,
+    soiled: Vec<u32>,
+    next_allocation: u64,
+    freed_since_flush: usize,
+}
+
+impl Allocator {
+    /// An allocator over a file of `file_bytes` whose slots from `fresh` on were never used and whose slots in `free` read
+    /// as zeros, durably.
+    pub(crate) fn new(
+        place: Placement,
+        free: BTreeSet<u32>,
+        fresh: u64,
+        file_bytes: u64,
+        next_allocation: u64,
+    ) -> Self {
+        Allocator {
+            place,
+            free,
+            fresh,
+            file_bytes,
+            in_flight: HashMap::new(),
+            pending: Vec::new(),
+            soiled: Vec::new(),
+            next_allocation,
+            freed_since_flush: 0,
+        }
+    }
+
+    /// A slot for `block`: that of an allocation under way, or a new one. `Ok(None)` where no slot is left.
+    pub(crate) fn ride(&mut self, file: &dyn File, block: u32) -> io::Result<Option<u32>> {
+        if let Some(allocation) = self.in_flight.get_mut(&block) {
+            allocation.riders += 1;
+            return Ok(Some(allocation.slot));
+        }
+        let Some(slot) = self.take_slot(file)? else { return Ok(None) };
+        let allocation = self.next_allocation;
+        self.next_allocation += 1;
+        self.in_flight.insert(block, InFlight { slot, allocation, riders: 1, published: false });
+        Ok(Some(slot))
+    }
+
+    fn take_slot(&mut self, file: &dyn File) -> io::Result<Option<u32>> {
+        if let Some(slot) = self.free.pop_first() {
+            return Ok(Some(slot));
+        }
+        let Some(slot) = self.place.slot_entry(self.fresh) else { return Ok(None) };
+        if self.place.slot_offset(self.fresh + 1) > self.file_bytes {
+            let ahead = (self.fresh / 8).clamp(1, MAX_GROWTH_SLOTS);
+            let length = self.place.slot_offset(self.fresh + ahead);
+            file.set_len(length)?;
+            self.file_bytes = length;
+        }
+        self.fresh += 1;
+        Ok(Some(slot))
+    }
+
+    /// A write that rode on an allocation is complete: publishes the block if it is the first. Does nothing where the
+    /// allocation was discarded in the meantime.
+    pub(crate) fn commit(&mut self, map: &BlockMap, block: u32, slot: u32) {
+        let Some(allocation) = self.in_flight.get_mut(&block).filter(|a| a.slot == slot) else { return };
+        allocation.riders -= 1;
+        if !allocation.published {
+            allocation.published = true;
+            let allocation = allocation.allocation;
+            self.pending.push(MapChange::Alloc { block, slot, allocation });
+            map.set(block, Mapping::Whole(slot));
+        }
+        self.forget_if_done(block);
+    }
+
+    /// A write that rode on an allocation failed: undoes the allocation if nobody else rides on it and nobody committed.
+    pub(crate) fn abort(&mut self, block: u32, slot: u32) {
+        let Some(allocation) = self.in_flight.get_mut(&block).filter(|a| a.slot == slot) else { return };
+        allocation.riders -= 1;
+        if allocation.riders == 0 && !allocation.published {
+            self.soiled.push(slot);
+        }
+        self.forget_if_done(block);
+    }
+
+    fn forget_if_done(&mut self, block: u32) {
+        if self.in_flight.get(&block).is_some_and(|allocation| allocation.riders == 0) {
+            self.in_flight.remove(&block);
+        }
+    }
+
+    /// Takes a published block out of the map; its slot goes through journal and quarantine.
+    pub(crate) fn free(&mut self, map: &BlockMap, block: u32) -> bool {
+        let Some(slot) = map.get(block).slot() else { return false };
+        map.set(block, Mapping::Absent);
+        self.in_flight.remove(&block);
+        self.pending.push(MapChange::Free { block, slot });
+        self.freed_since_flush += 1;
+        true
+    }
+
+    /// The cut: all map changes committed so far, and the soiled slots.
+    pub(crate) fn cut(&mut self) -> (Vec<MapChange>, Vec<u32>) {
+        self.freed_since_flush = 0;
+        (std::mem::take(&mut self.pending), std::mem::take(&mut self.soiled))
+    }
+
+    /// Puts changes back that a flush took and could not make durable; they go before all newer ones.
+    pub(crate) fn put_back(&mut self, changes: Vec<MapChange>) {
+        self.pending.splice(0..0, changes);
+    }
+
+    /// Takes slots back that read as zeros, durably.
+    pub(crate) fn give_back(&mut self, slots: impl IntoIterator<Item = u32>) {
+        // Slots off our grid (another program's) are left as holes.
+        let place = self.place;
+        self.free.extend(slots.into_iter().filter(|&slot| place.slot_index(slot).is_some()));
+    }
+
+    /// Freed slots that no flush has journaled yet.
+    pub(crate) fn freed_since_flush(&self) -> usize {
+        self.freed_since_flush
+    }
+
+    /// Above every allocation sequence used so far.
+    pub(crate) fn next_allocation(&self) -> u64 {
+        self.next_allocation
+    }
+
+    /// Notes that the file was cut to `file_bytes`.
+    pub(crate) fn set_file_bytes(&mut self, file_bytes: u64) {
+        self.file_bytes = file_bytes;
+    }
+}

@@ -1,0 +1,305 @@
+//! Opening an image: lock, decide what its structures say, and bring it to a session or to a read-only view.
+//!
+//! The order in which a clean image becomes dirty (each step durable before the next):
+//! header backup, if page 0 changed · superblock(dirty, session) · the other superblock · dirty cookie · end footer cut ·
+//! free slots punched, if another program may have written into them.
+
+use super::Layer;
+use super::allocator::Allocator;
+use super::headers::{Condition, Decision, Headers, pair_bytes};
+use super::map::{BlockMap, Mapping};
+use super::overlay::Overlay;
+use super::recover;
+use super::session::{Session, Superblocks};
+use super::table::{self, Survey};
+use crate::error::{Error, Result};
+use crate::ext::{HEADER_BACKUP_OFFSET, Placement, SessionId, feature};
+use crate::journal::{Journal, ReplayedPage, Ring, punch_slot};
+use crate::sync::Arc;
+use crate::vfs::{Access, File, FileExt, LockMode, Vfs};
+use crate::vhd::{DynamicHeader, Footer, HeaderCookie};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// What opening an image found and did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct OpenReport {
+    /// How the image was left by whoever used it last.
+    pub(crate) condition: Condition,
+    /// What another program did to it since cowvhd closed it.
+    pub(crate) foreign: Foreign,
+    /// The start of the file was unreadable and was taken from its backup.
+    pub(crate) front_lost: bool,
+    /// A sync failed in this or an earlier session.
+    pub(crate) sync_failed: bool,
+}
+
+/// What another program did to a clean image between close and open, by the fingerprint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Foreign {
+    /// Nothing.
+    Untouched,
+    /// Only the modification time differs: the file was copied, or data of present blocks was overwritten.
+    TimeChanged,
+    /// Its structure differs: blocks were added, or headers rewritten.
+    StructureChanged,
+}
+
+/// Opens the image at `path`.
+pub(crate) fn open(vfs: Arc<dyn Vfs>, path: &Path, access: Access) -> Result<Layer> {
+    let file = vfs.open(path, access).map_err(|error| Error::io(path, "opening the image", error))?;
+    let mode = match access {
+        Access::ReadOnly => LockMode::Shared,
+        Access::ReadWrite => LockMode::Exclusive,
+    };
+    file.lock(mode).map_err(|error| match error.kind() {
+        std::io::ErrorKind::WouldBlock => Error::InUse { path: path.to_path_buf(), holder: None },
+        _ => Error::io(path, "locking the image", error),
+    })?;
+    let opening = Opening::new(vfs, file, path)?;
+    match access {
+        Access::ReadOnly => opening.read_only(),
+        Access::ReadWrite => opening.read_write(),
+    }
+}
+
+/// An image between its lock and its layer.
+#[derive(Debug)]
+pub(super) struct Opening {
+    pub(super) vfs: Arc<dyn Vfs>,
+    pub(super) file: Arc<dyn File>,
+    pub(super) path: PathBuf,
+    pub(super) headers: Headers,
+    pub(super) decision: Decision,
+    pub(super) place: Placement,
+}
+
+impl Opening {
+    fn new(vfs: Arc<dyn Vfs>, file: Arc<dyn File>, path: &Path) -> Result<Self> {
+        let headers = Headers::read(&*file, path)?;
+        let decision = headers.decide(path)?;
+        let place = decision.placement(path, headers.file_bytes)?;
+        if let Some((superblock, _)) = &decision.superblock {
+            let unknown = superblock.incompatible & !feature::KNOWN_INCOMPATIBLE;
+            if unknown != 0 {
+                let what = format!(
+                    "the image uses features this version does not know (bits {unknown:#x}): use a newer one"
+                );
+                return Err(Error::Unsupported { path: path.to_path_buf(), what });
+            }
+        }
+        Ok(Opening { vfs, file, path: path.to_path_buf(), headers, decision, place })
+    }
+
+    pub(super) fn io<'a>(&'a self, operation: &'a str) -> impl FnOnce(std::io::Error) -> Error + 'a {
+        move |error| Error::io(&self.path, operation, error)
+    }
+
+    pub(super) fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(self.io("syncing the image"))
+    }
+
+    fn report(&self, foreign: Foreign) -> OpenReport {
+        OpenReport {
+            condition: self.decision.condition,
+            foreign,
+            front_lost: self.decision.front_lost,
+            sync_failed: self.decision.superblock.is_some_and(|(superblock, _)| superblock.sync_failed),
+        }
+    }
+
+    /// Compares the file with what the last clean close left.
+    fn foreign(&self, entries: &[u32]) -> Result<Foreign> {
+        let Some((superblock, _)) = &self.decision.superblock else { return Ok(Foreign::StructureChanged) };
+        let left = superblock.fingerprint;
+        let same = left.file_bytes == self.headers.file_bytes
+            && left.footer_crc == crc32fast::hash(&self.decision.footer.to_bytes())
+            && self.headers.end.as_ref().is_ok_and(|end| end.to_bytes() == self.decision.footer.to_bytes())
+            && left.header_crc == crc32fast::hash(&self.decision.header.to_bytes())
+            && left.bat_crc == table::entries_crc(entries);
+        let modified = self.file.modified().map_err(self.io("asking for the modification time"))?;
+        Ok(match (same, left.modified == modified) {
+            (true, true) => Foreign::Untouched,
+            (true, false) => Foreign::TimeChanged,
+            (false, _) => Foreign::StructureChanged,
+        })
+    }
+
+    fn read_only(self) -> Result<Layer> {
+        if self.decision.condition == Condition::Dirty {
+            return self.read_only_dirty();
+        }
+        let bytes = table::read_table(&*self.file, &self.path, &self.place)?;
+        let entries = table::entries(&bytes, &self.place);
+        Survey::new(&self.path, &self.place, &entries, Some(self.headers.file_bytes))?;
+        let foreign = match self.decision.condition {
+            Condition::Clean => self.foreign(&entries)?,
+            _ => Foreign::Untouched,
+        };
+        let map = BlockMap::new(entries.into_iter());
+        Ok(self.into_layer(map, Overlay::default(), None, foreign))
+    }
+
+    /// Replays the journal in memory; the file is not touched.
+    fn read_only_dirty(self) -> Result<Layer> {
+        let scan = recover::scan_ring(&self)?;
+        let replay = recover::replay(&self, &scan)?;
+        let entries: Vec<u32> = replay.entries().collect();
+        Survey::new(&self.path, &self.place, &entries, None)?;
+        let map = BlockMap::new(entries.iter().copied());
+        for (offset, page) in replay.block_pages() {
+            if let ReplayedPage::Fresh { header, bitmap_set: true } = page
+                && let Some(slot) = entries.get(header.block as usize).copied()
+                && self.place.block_page_offset(slot) == offset
+            {
+                map.set(header.block, Mapping::Whole(slot));
+            }
+        }
+        let overlay = Overlay::new(&self.place, &replay);
+        drop(replay);
+        Ok(self.into_layer(map, overlay, None, Foreign::Untouched))
+    }
+
+    fn read_write(self) -> Result<Layer> {
+        let Some((superblock, index)) = self.decision.superblock else {
+            let what =
+                "the image was not made by cowvhd; this version writes to its own images only".to_string();
+            return Err(Error::Unsupported { path: self.path, what });
+        };
+        let unknown = superblock.read_only_compatible & !feature::KNOWN_READ_ONLY_COMPATIBLE;
+        if unknown != 0 {
+            let what = format!(
+                "the image uses features this version cannot write (bits {unknown:#x}): open it read-only"
+            );
+            return Err(Error::Unsupported { path: self.path, what });
+        }
+        let superblocks = Superblocks::new(superblock, index);
+        match self.decision.condition {
+            Condition::Clean => self.start_from_clean(superblocks),
+            Condition::Dirty | Condition::HalfClosed => recover::recover(self, superblocks),
+        }
+    }
+
+    fn start_from_clean(self, mut superblocks: Superblocks) -> Result<Layer> {
+        let bytes = table::read_table(&*self.file, &self.path, &self.place)?;
+        let entries = table::entries(&bytes, &self.place);
+        let survey = Survey::new(&self.path, &self.place, &entries, Some(self.headers.file_bytes))?;
+        let foreign = self.foreign(&entries)?;
+        superblocks.current.foreign_blocks |= foreign == Foreign::StructureChanged;
+
+        let (footer, header) = (&self.decision.footer, &self.decision.header);
+        let backup_is_current =
+            self.headers.backup.as_ref().is_ok_and(|(f, h)| pair_bytes(f, h) == pair_bytes(footer, header));
+        if !backup_is_current {
+            self.write_backup()?;
+        }
+        let next_allocation = superblocks.current.next_allocation;
+        let session = self.start_session(&mut superblocks, next_allocation)?;
+        self.write_header(HeaderCookie::Dirty)?;
+        let file_bytes = self.place.slot_offset(survey.fresh);
+        self.file.set_len(file_bytes).map_err(self.io("cutting the footer off"))?;
+        self.sync()?;
+        let free: BTreeSet<u32> = survey.free_slots(&self.place).collect();
+        if foreign != Foreign::Untouched && !free.is_empty() {
+            self.punch_slots(&free)?;
+        }
+        self.into_session(superblocks, session, &entries, survey.fresh, free, next_allocation, foreign)
+    }
+
+    /// Writes footer and header with its normal cookie to their backup place; durable on return.
+    pub(super) fn write_backup(&self) -> Result<()> {
+        let pair = pair_bytes(&self.decision.footer, &self.decision.header);
+        self.file
+            .write_durable_at(&pair, HEADER_BACKUP_OFFSET)
+            .map_err(self.io("writing the header backup at offset 12288"))
+    }
+
+    /// Writes the dynamic header with the given cookie; durable on return.
+    pub(super) fn write_header(&self, cookie: HeaderCookie) -> Result<()> {
+        write_header(&*self.file, &self.decision.header, cookie)
+            .map_err(self.io("writing the dynamic header at offset 512"))
+    }
+
+    /// Names a new session in both superblocks.
+    pub(super) fn start_session(
+        &self,
+        superblocks: &mut Superblocks,
+        next_allocation: u64,
+    ) -> Result<SessionId> {
+        let session = SessionId(self.vfs.random_id().map_err(self.io("asking for a random id"))?);
+        superblocks
+            .start_session(&*self.file, &self.place, session, next_allocation)
+            .map_err(self.io("writing a superblock"))?;
+        Ok(session)
+    }
+
+    /// Makes slots read as zeros; durable on return.
+    pub(super) fn punch_slots(&self, slots: &BTreeSet<u32>) -> Result<()> {
+        for &slot in slots {
+            punch_slot(&*self.file, &self.place, slot).map_err(self.io("punching a free block"))?;
+        }
+        self.sync()
+    }
+
+    /// The layer of a session whose metadata is all in place.
+    #[expect(clippy::too_many_arguments, reason = "the parts of a layer, put together in one place")]
+    pub(super) fn into_session(
+        self,
+        superblocks: Superblocks,
+        session: SessionId,
+        entries: &[u32],
+        fresh: u64,
+        free: BTreeSet<u32>,
+        next_allocation: u64,
+        foreign: Foreign,
+    ) -> Result<Layer> {
+        let ring = Ring::new(self.place.ring_offset, self.place.ring_bytes, session);
+        let journal = Journal::new(ring, self.place, self.decision.footer.unique_id, entries.to_vec());
+        let file_bytes = self.place.slot_offset(fresh);
+        let allocator = Allocator::new(self.place, free, fresh, file_bytes, next_allocation);
+        let map = BlockMap::new(entries.iter().copied());
+        let session = Session::new(journal, allocator, superblocks);
+        Ok(self.into_layer(map, Overlay::default(), Some(session), foreign))
+    }
+
+    fn into_layer(
+        self,
+        map: BlockMap,
+        overlay: Overlay,
+        session: Option<Session>,
+        foreign: Foreign,
+    ) -> Layer {
+        let report = self.report(foreign);
+        let described = self.decision.superblock.is_some_and(|(superblock, _)| !superblock.foreign_blocks)
+            && foreign != Foreign::StructureChanged;
+        Layer {
+            path: self.path,
+            vfs: self.vfs,
+            file: self.file,
+            footer: self.decision.footer,
+            header: self.decision.header,
+            place: self.place,
+            map,
+            described,
+            overlay,
+            session,
+            report,
+        }
+    }
+}
+
+/// Writes the dynamic header with the given cookie; durable on return.
+pub(super) fn write_header(
+    file: &dyn File,
+    header: &DynamicHeader,
+    cookie: HeaderCookie,
+) -> std::io::Result<()> {
+    let header = DynamicHeader { cookie, ..header.clone() };
+    file.write_durable_at(&header.to_bytes(), Footer::SIZE as u64)
+}
+
+/// Writes footer copy and dynamic header to the start of the file; durable on return.
+pub(super) fn write_front(file: &dyn File, footer: &Footer, header: &DynamicHeader) -> std::io::Result<()> {
+    file.write_all_at(&pair_bytes(footer, header), 0)?;
+    file.sync_data()
+}

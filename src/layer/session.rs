@@ -1,0 +1,126 @@
+//! What an image open for writing has beside its map: allocator, journal, superblocks, and the word that says it is broken.
+
+use super::allocator::Allocator;
+use super::flush::FlushGate;
+use crate::error::{Error, Result};
+use crate::ext::{Placement, SUPERBLOCK_OFFSETS, SessionId, State, Superblock, Tail};
+use crate::journal::{Failure, Journal};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
+use crate::vfs::File;
+use std::path::Path;
+
+/// The writing side of a layer.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(super) gate: FlushGate,
+    pub(super) core: Mutex<SessionCore>,
+    pub(super) allocator: Mutex<Allocator>,
+    /// Counts commits of writes, so that a flush knows whether anything needs a sync.
+    pub(super) commits: AtomicU64,
+    poisoned: AtomicBool,
+    cause: Mutex<Option<String>>,
+}
+
+/// What one flush at a time may touch.
+#[derive(Debug)]
+pub(crate) struct SessionCore {
+    pub(super) journal: Journal,
+    pub(super) superblocks: Superblocks,
+    /// The value of `commits` that the last sync covered.
+    pub(super) synced_commits: u64,
+    /// The image was closed cleanly; nothing is left to flush.
+    pub(super) closed: bool,
+}
+
+impl Session {
+    pub(super) fn new(journal: Journal, allocator: Allocator, superblocks: Superblocks) -> Self {
+        Session {
+            gate: FlushGate::default(),
+            core: Mutex::new(SessionCore { journal, superblocks, synced_commits: 0, closed: false }),
+            allocator: Mutex::new(allocator),
+            commits: AtomicU64::new(0),
+            poisoned: AtomicBool::new(false),
+            cause: Mutex::new(None),
+        }
+    }
+
+    /// Fails if a sync failed earlier (I5).
+    pub(super) fn check(&self, path: &Path) -> Result<()> {
+        if !self.poisoned.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let cause = self.cause.lock().clone().unwrap_or_default();
+        Err(Error::Poisoned { path: path.to_path_buf(), cause })
+    }
+
+    /// Stops the disk. Returns false if it was stopped before.
+    pub(super) fn poison(&self, cause: String) -> bool {
+        let mut first = self.cause.lock();
+        if first.is_none() {
+            *first = Some(cause);
+        }
+        !self.poisoned.swap(true, Ordering::SeqCst)
+    }
+
+    /// Turns a failure into an error; a fatal one stops the disk and leaves a durable mark, as far as that still works.
+    pub(super) fn failed(
+        &self,
+        core: &mut SessionCore,
+        file: &dyn File,
+        path: &Path,
+        failure: Failure,
+    ) -> Error {
+        if failure.fatal && self.poison(format!("{}: {}", failure.operation, failure.error)) {
+            core.superblocks.current.sync_failed = true;
+            // The disk is stopped either way; the mark only tells the next open more.
+            let _ = core.superblocks.write_next(file);
+        }
+        Error::io(path, failure.operation, failure.error)
+    }
+}
+
+/// The two superblocks, written in turn.
+#[derive(Debug)]
+pub(crate) struct Superblocks {
+    pub(super) current: Superblock,
+    /// Which of the two places the current one stands in.
+    index: usize,
+}
+
+impl Superblocks {
+    pub(super) fn new(current: Superblock, index: usize) -> Self {
+        Superblocks { current, index }
+    }
+
+    /// Writes the current content, with the next sequence, over the older of the two copies; durable on return.
+    pub(super) fn write_next(&mut self, file: &dyn File) -> std::io::Result<()> {
+        let index = 1 - self.index.min(1);
+        self.current.sequence = self.current.sequence.saturating_add(1);
+        let offset = SUPERBLOCK_OFFSETS.get(index).copied().unwrap_or_default();
+        file.write_durable_at(&self.current.to_bytes(), offset)?;
+        self.index = index;
+        Ok(())
+    }
+
+    /// Starts a session: both copies name it, one after the other, so that losing either of them changes nothing.
+    pub(super) fn start_session(
+        &mut self,
+        file: &dyn File,
+        place: &Placement,
+        session: SessionId,
+        next_allocation: u64,
+    ) -> std::io::Result<()> {
+        self.current = Superblock {
+            state: State::Dirty,
+            session,
+            ring_offset: place.ring_offset,
+            ring_bytes: place.ring_bytes,
+            meta_tail: Tail::FIRST,
+            data_tail: Tail::FIRST,
+            next_allocation,
+            ..self.current
+        };
+        self.write_next(file)?;
+        self.write_next(file)
+    }
+}

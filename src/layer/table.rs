@@ -1,0 +1,151 @@
+//! Reading the BAT and checking it against the file: every entry in bounds, no two blocks over each other.
+//!
+//! Cost is linear in the table; only blocks off our grid (another program placed them) are sorted.
+
+use crate::error::{Error, Result};
+use crate::ext::{PAGE_BYTES, Placement};
+use crate::vfs::{File, FileExt};
+use crate::vhd;
+use std::path::Path;
+
+/// Reads the pages of the BAT, rounded up to whole pages.
+pub(crate) fn read_table(file: &dyn File, path: &Path, place: &Placement) -> Result<Vec<u8>> {
+    let length = vhd::bat_bytes(place.table_entries).next_multiple_of(PAGE_BYTES);
+    let mut table = vec![0; length as usize];
+    file.read_or_zero_at(&mut table, place.table_offset).map_err(|error| {
+        Error::io(path, format!("reading the block table at offset {}", place.table_offset), error)
+    })?;
+    Ok(table)
+}
+
+/// The entries in the bytes of a BAT.
+pub(crate) fn entries(table: &[u8], place: &Placement) -> Vec<u32> {
+    vhd::bat::entries(table).take(place.table_entries as usize).collect()
+}
+
+/// The CRC-32 of the BAT's entries, as the fingerprint holds it.
+pub(crate) fn entries_crc(entries: &[u32]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    for chunk in entries.chunks(1024) {
+        let bytes: Vec<u8> = chunk.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+        hasher.update(&bytes);
+    }
+    hasher.finalize()
+}
+
+/// Which slots the BAT uses.
+#[derive(Debug)]
+pub(crate) struct Survey {
+    used: SlotSet,
+    /// Slots from this index on were never used.
+    pub(crate) fresh: u64,
+}
+
+impl Survey {
+    /// Surveys `entries`. Blocks must end within `file_bytes`, if given.
+    pub(crate) fn new(
+        path: &Path,
+        place: &Placement,
+        entries: &[u32],
+        file_bytes: Option<u64>,
+    ) -> Result<Self> {
+        let damaged = |what: String| Error::Damaged {
+            path: path.to_path_buf(),
+            what,
+            hint: "run `cowvhd check` to see what is affected",
+        };
+        let mut used = SlotSet::default();
+        let mut off_grid = Vec::new();
+        for (block, &entry) in entries.iter().enumerate().filter(|&(_, &entry)| entry != vhd::UNALLOCATED) {
+            let start = place.bitmap_offset(entry);
+            if start < place.slot_origin {
+                let origin = place.slot_origin;
+                return Err(damaged(format!(
+                    "block table entry {block} is sector {entry} (offset {start}), inside the metadata below {origin}"
+                )));
+            }
+            if let Some(length) = file_bytes.filter(|&length| place.block_end(entry) > length) {
+                let end = place.block_end(entry);
+                return Err(damaged(format!(
+                    "block table entry {block} is sector {entry}: the block ends at {end}, past the file's {length} bytes"
+                )));
+            }
+            match place.slot_index(entry) {
+                Some(index) if !used.insert(index) => {
+                    return Err(damaged(format!(
+                        "block table entry {block} is sector {entry}, as is another entry"
+                    )));
+                }
+                Some(_) => {}
+                None => off_grid.push((start, place.block_end(entry), block)),
+            }
+        }
+        off_grid.sort_unstable();
+        let overlap = |block: usize| damaged(format!("block {block} overlaps another block of the table"));
+        for pair in off_grid.windows(2) {
+            if let [(_, end, _), (start, _, block)] = pair
+                && end > start
+            {
+                return Err(overlap(*block));
+            }
+        }
+        let mut covered = Vec::new();
+        for &(start, end, block) in &off_grid {
+            let first = (start - place.slot_origin) / place.slot_stride();
+            let last = (end - 1 - place.slot_origin) / place.slot_stride();
+            for index in first..=last {
+                if used.contains(index) {
+                    return Err(overlap(block));
+                }
+                covered.push(index);
+            }
+        }
+        covered.into_iter().for_each(|index| {
+            used.insert(index);
+        });
+        let fresh = used.end();
+        Ok(Survey { used, fresh })
+    }
+
+    /// The unused slots below `fresh`, as BAT entries.
+    pub(crate) fn free_slots(&self, place: &Placement) -> impl Iterator<Item = u32> + '_ {
+        let place = *place;
+        (0..self.fresh)
+            .filter(|&index| !self.used.contains(index))
+            .filter_map(move |index| place.slot_entry(index))
+    }
+}
+
+/// A growing set of slot indexes.
+#[derive(Debug, Default)]
+struct SlotSet {
+    words: Vec<u64>,
+    end: u64,
+}
+
+impl SlotSet {
+    /// Adds an index; false if it was there.
+    fn insert(&mut self, index: u64) -> bool {
+        let (word, bit) = ((index / 64) as usize, 1 << (index % 64));
+        if self.words.len() <= word {
+            self.words.resize(word + 1, 0);
+        }
+        self.end = self.end.max(index + 1);
+        match self.words.get_mut(word) {
+            Some(word) if *word & bit == 0 => {
+                *word |= bit;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn contains(&self, index: u64) -> bool {
+        self.words.get((index / 64) as usize).is_some_and(|word| word & (1 << (index % 64)) != 0)
+    }
+
+    /// One more than the highest index.
+    fn end(&self) -> u64 {
+        self.end
+    }
+}

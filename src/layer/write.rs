@@ -1,0 +1,183 @@
+//! Preparing and committing changes of guest data.
+//!
+//! A write gets a [`WriteGuard`] that says where its bytes go and keeps the slot from being reused, moves the payload, and
+//! commits. It counts from its commit. A guard dropped without a commit is a failed write.
+
+use super::Layer;
+use super::map::{Mapping, Pin};
+use super::session::Session;
+use crate::error::{Error, Result};
+use crate::journal::{write_zeros, zero_range};
+use crate::sync::Ordering;
+use crate::vfs::FileExt;
+use std::io;
+
+/// More freed slots than this waiting to be reused make the engine bring them back itself.
+const MAX_WAITING_SLOTS: usize = 256;
+
+/// A write under way to one block.
+#[derive(Debug)]
+pub(crate) struct WriteGuard<'a> {
+    layer: &'a Layer,
+    session: &'a Session,
+    block: u32,
+    slot: u32,
+    allocating: bool,
+    committed: bool,
+    _pin: Option<Pin<'a>>,
+}
+
+impl Layer {
+    /// Where a write to `block` goes: its slot, or a new one. Whoever holds the payload moves it to the guard's
+    /// [`WriteGuard::file_offset`] and then commits.
+    pub(crate) fn prepare(&self, block: u32) -> Result<WriteGuard<'_>> {
+        let session = self.session()?;
+        session.check(&self.path)?;
+        loop {
+            let (mapping, pin) = self.map.get_pinned(block);
+            let guard = |slot, allocating, pin| WriteGuard {
+                layer: self,
+                session,
+                block,
+                slot,
+                allocating,
+                committed: false,
+                _pin: pin,
+            };
+            let guard = match self.verify(block, mapping)? {
+                Mapping::Whole(slot) => guard(slot, false, pin),
+                Mapping::Partial(slot) => {
+                    self.complete_block(slot)?;
+                    guard(slot, false, pin)
+                }
+                Mapping::Absent | Mapping::Unverified(_) => match self.ride(session, block)? {
+                    Some((slot, pin)) => guard(slot, true, pin),
+                    // Somebody published the block in between.
+                    None => continue,
+                },
+            };
+            self.check_open()?;
+            return Ok(guard);
+        }
+    }
+
+    /// Joins or starts an allocation of an absent block.
+    fn ride<'a>(&'a self, session: &Session, block: u32) -> Result<Option<(u32, Option<Pin<'a>>)>> {
+        let mut reclaimed = false;
+        loop {
+            let mut allocator = session.allocator.lock();
+            self.check_open()?;
+            if self.map.get(block) != Mapping::Absent {
+                return Ok(None);
+            }
+            match allocator.ride(&*self.file, block) {
+                Ok(Some(slot)) => return Ok(Some((slot, self.map.pin(slot)))),
+                Ok(None) if !reclaimed => {}
+                Err(error) if error.kind() == io::ErrorKind::StorageFull && !reclaimed => {}
+                Ok(None) => {
+                    let what = "the file has reached the 2 TiB that a block table can address".to_string();
+                    return Err(Error::NoSpace { path: self.path.clone(), what });
+                }
+                Err(error) => return Err(Error::io(&self.path, "extending the image", error)),
+            }
+            drop(allocator);
+            // Freed slots may only be waiting for their free to come into place.
+            self.reclaim()?;
+            reclaimed = true;
+        }
+    }
+
+    /// Another program left a block of which some sectors are not present.
+    fn complete_block(&self, slot: u32) -> Result<()> {
+        let offset = self.place.bitmap_offset(slot);
+        let what = format!(
+            "the block at offset {offset} has sectors that are not present; writing to it is not supported yet"
+        );
+        Err(Error::Unsupported { path: self.path.clone(), what })
+    }
+
+    /// Makes a range within one block read as zeros; with `keep_allocated` the space stays reserved in the file.
+    pub(crate) fn zero_block(
+        &self,
+        block: u32,
+        offset: u64,
+        length: u64,
+        keep_allocated: bool,
+    ) -> Result<()> {
+        if self.map.get(block) == Mapping::Absent && !keep_allocated {
+            self.session()?.check(&self.path)?;
+            return Ok(());
+        }
+        let guard = self.prepare(block)?;
+        let at = guard.file_offset() + offset;
+        let result = if keep_allocated {
+            write_zeros(&*self.file, at, length)
+        } else {
+            zero_range(&*self.file, at, length)
+        };
+        result.map_err(|error| self.io_error("zeroing", at, length as usize, error))?;
+        guard.commit();
+        Ok(())
+    }
+
+    /// Gives a whole block back: it reads as zeros from now on.
+    pub(crate) fn free_block(&self, block: u32) -> Result<()> {
+        let session = self.session()?;
+        session.check(&self.path)?;
+        let waiting = {
+            // The pin keeps a close from finishing under us.
+            let (_, _pin) = self.map.get_pinned(block);
+            self.check_open()?;
+            let mut allocator = session.allocator.lock();
+            if !allocator.free(&self.map, block) {
+                return Ok(());
+            }
+            allocator.freed_since_flush()
+        };
+        if waiting > MAX_WAITING_SLOTS {
+            self.reclaim()?;
+        }
+        Ok(())
+    }
+}
+
+impl WriteGuard<'_> {
+    /// The file offset of the block's first data byte.
+    pub(crate) fn file_offset(&self) -> u64 {
+        self.layer.place.data_offset(self.slot)
+    }
+
+    /// Writes `buf` at byte `offset` of the block and commits.
+    pub(crate) fn write(self, offset: u64, buf: &[u8]) -> Result<()> {
+        let at = self.file_offset() + offset;
+        self.layer
+            .file
+            .write_all_at(buf, at)
+            .map_err(|error| self.layer.io_error("writing", at, buf.len(), error))?;
+        self.commit();
+        Ok(())
+    }
+
+    /// The payload is in the file: publishes the block, if it is new. From here on the write counts.
+    pub(crate) fn commit(mut self) {
+        self.committed = true;
+        if self.allocating {
+            self.session.allocator.lock().commit(&self.layer.map, self.block, self.slot);
+        }
+        // After the change is pending: a flush that sees this count also sees the change.
+        self.session.commits.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl Drop for WriteGuard<'_> {
+    fn drop(&mut self) {
+        if self.committed {
+            return;
+        }
+        if self.allocating {
+            self.session.allocator.lock().abort(self.block, self.slot);
+        }
+        // Part of the payload may have reached the file, where the next flush has to sync it.
+        self.session.commits.fetch_add(1, Ordering::SeqCst);
+    }
+}

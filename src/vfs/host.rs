@@ -1,0 +1,147 @@
+//! The operating system's files (Linux).
+
+use super::{Access, File, FileTime, LockMode, Vfs, lock};
+use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT};
+use rustix::io::ReadWriteFlags;
+use std::io::{self, IoSlice};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+/// The file system of the host.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HostVfs;
+
+impl Vfs for HostVfs {
+    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn File>> {
+        let mode = match access {
+            Access::ReadOnly => OFlags::RDONLY,
+            Access::ReadWrite => OFlags::RDWR,
+        };
+        // NONBLOCK: opening a FIFO must not wait for a writer. It has no effect on regular files.
+        let fd = rustix::fs::open(
+            path,
+            mode | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY,
+            Mode::empty(),
+        )?;
+        match FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) {
+            FileType::RegularFile => Ok(Arc::new(HostFile { fd })),
+            other => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("it is a {other:?}, expected a regular file"),
+            )),
+        }
+    }
+
+    fn create_new(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(path, flags, Mode::from_raw_mode(0o666))?;
+        Ok(Arc::new(HostFile { fd }))
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        Ok(rustix::fs::link(from, to)?)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        Ok(rustix::fs::unlink(path)?)
+    }
+
+    fn sync_dir(&self, directory: &Path) -> io::Result<()> {
+        let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(directory, flags, Mode::empty())?;
+        Ok(rustix::fs::fsync(fd)?)
+    }
+
+    fn random_id(&self) -> io::Result<[u8; 16]> {
+        let mut id = [0; 16];
+        // The kernel never returns less than asked for up to 256 bytes once its pool is ready, and waits until it is.
+        match rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())? {
+            16 => Ok(id),
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    fn now(&self) -> FileTime {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        FileTime { seconds: now.tv_sec, nanoseconds: u32::try_from(now.tv_nsec).unwrap_or(0) }
+    }
+}
+
+/// An open file of the host; one descriptor carries its writes, its syncs and its lock.
+#[derive(Debug)]
+struct HostFile {
+    fd: OwnedFd,
+}
+
+impl File for HostFile {
+    fn length(&self) -> io::Result<u64> {
+        let size = rustix::fs::fstat(&self.fd)?.st_size;
+        u64::try_from(size).map_err(|_| io::ErrorKind::InvalidData.into())
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        Ok(rustix::io::pread(&self.fd, buf, offset)?)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
+        Ok(rustix::io::pwrite(&self.fd, buf, offset)?)
+    }
+
+    fn write_durable_at(&self, mut buf: &[u8], mut offset: u64) -> io::Result<()> {
+        while !buf.is_empty() {
+            match rustix::io::pwritev2(&self.fd, &[IoSlice::new(buf)], offset, ReadWriteFlags::DSYNC) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => {
+                    buf = buf.get(n..).unwrap_or_default();
+                    offset += n as u64;
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Ok(rustix::fs::fdatasync(&self.fd)?)
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        Ok(rustix::fs::ftruncate(&self.fd, length)?)
+    }
+
+    fn punch_hole(&self, offset: u64, length: u64) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(rustix::fs::fallocate(&self.fd, flags, offset, length)?)
+    }
+
+    fn allocated_bytes(&self) -> io::Result<u64> {
+        // st_blocks counts units of 512 bytes, whatever the file system's block size.
+        u64::try_from(rustix::fs::fstat(&self.fd)?.st_blocks)
+            .map(|blocks| blocks.saturating_mul(512))
+            .map_err(|_| io::ErrorKind::InvalidData.into())
+    }
+
+    fn modified(&self) -> io::Result<FileTime> {
+        let stat = rustix::fs::fstat(&self.fd)?;
+        Ok(FileTime { seconds: stat.st_mtime, nanoseconds: u32::try_from(stat.st_mtime_nsec).unwrap_or(0) })
+    }
+
+    fn set_modified(&self, time: FileTime) -> io::Result<()> {
+        let times = Timestamps {
+            last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+            last_modification: Timespec { tv_sec: time.seconds, tv_nsec: time.nanoseconds.into() },
+        };
+        Ok(rustix::fs::futimens(&self.fd, &times)?)
+    }
+
+    fn lock(&self, mode: LockMode) -> io::Result<()> {
+        lock::lock(&self.fd, mode)
+    }
+
+    fn unlock(&self) -> io::Result<()> {
+        lock::unlock(&self.fd)
+    }
+}

@@ -1,0 +1,122 @@
+//! QEMU's image locks: open-file-description locks on single bytes, so that `qemu-img` and cowvhd see each other.
+//!
+//! QEMU gives every permission on an image two bytes. Whoever *uses* permission `p` holds byte `100 + p` shared; whoever
+//! *denies* `p` to others holds byte `200 + p` shared. Both are taken first, then the opposite bytes of everyone else are
+//! tested: a permission that is used must not be denied by another, one that is denied must not be used by another.
+//! Taking before testing means that of two openers at the same moment at most one succeeds. The locks belong to the
+//! descriptor and fall when it is closed, also by the end of the process.
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc::{self, c_short};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+const USED_BASE: u8 = 100;
+const DENIED_BASE: u8 = 200;
+
+const CONSISTENT_READ: u8 = 1 << 0;
+const WRITE: u8 = 1 << 1;
+const WRITE_UNCHANGED: u8 = 1 << 2;
+const RESIZE: u8 = 1 << 3;
+const PERMISSIONS: u8 = 4;
+
+/// How an image is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockMode {
+    /// For reading: others may read, nobody may write.
+    Shared,
+    /// For writing: nobody else may read or write.
+    Exclusive,
+}
+
+impl LockMode {
+    /// The permissions used, and those denied to everyone else.
+    fn permissions(self) -> (u8, u8) {
+        match self {
+            LockMode::Shared => (CONSISTENT_READ, WRITE | RESIZE),
+            LockMode::Exclusive => {
+                (CONSISTENT_READ | WRITE | RESIZE, CONSISTENT_READ | WRITE | WRITE_UNCHANGED | RESIZE)
+            }
+        }
+    }
+}
+
+/// Takes the bytes of `mode` on `fd`, then tests those of others; gives them back and fails with `WouldBlock` where
+/// another holder excludes this one.
+pub(super) fn lock(fd: &OwnedFd, mode: LockMode) -> io::Result<()> {
+    let (used, denied) = mode.permissions();
+    let result = take(fd, USED_BASE, used)
+        .and_then(|()| take(fd, DENIED_BASE, denied))
+        .and_then(|()| test(fd, DENIED_BASE, used))
+        .and_then(|()| test(fd, USED_BASE, denied));
+    if result.is_err() {
+        // The descriptor is about to be dropped by the caller, which releases all bytes as well.
+        let _ = unlock(fd);
+    }
+    result
+}
+
+/// Gives all bytes back.
+pub(super) fn unlock(fd: &OwnedFd) -> io::Result<()> {
+    set(fd, libc::F_UNLCK as c_short, USED_BASE, i64::from(DENIED_BASE - USED_BASE + PERMISSIONS))
+}
+
+fn take(fd: &OwnedFd, base: u8, permissions: u8) -> io::Result<()> {
+    for bit in (0..PERMISSIONS).filter(|bit| permissions & (1 << bit) != 0) {
+        set(fd, libc::F_RDLCK as c_short, base + bit, 1)?;
+    }
+    Ok(())
+}
+
+/// Fails where anyone else holds one of the bytes.
+fn test(fd: &OwnedFd, base: u8, permissions: u8) -> io::Result<()> {
+    for bit in (0..PERMISSIONS).filter(|bit| permissions & (1 << bit) != 0) {
+        let mut query = flock(libc::F_WRLCK as c_short, base + bit, 1);
+        fcntl(fd.as_fd(), FcntlArg::F_OFD_GETLK(&mut query))?;
+        if query.l_type != libc::F_UNLCK as c_short {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+    }
+    Ok(())
+}
+
+fn set(fd: &OwnedFd, kind: c_short, start: u8, length: i64) -> io::Result<()> {
+    fcntl(fd.as_fd(), FcntlArg::F_OFD_SETLK(&flock(kind, start, length)))?;
+    Ok(())
+}
+
+fn flock(kind: c_short, start: u8, length: i64) -> libc::flock {
+    libc::flock {
+        l_type: kind,
+        l_whence: libc::SEEK_SET as c_short,
+        l_start: start.into(),
+        l_len: length,
+        l_pid: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::LockMode::{Exclusive, Shared};
+    use crate::vfs::{Access, HostVfs, Vfs};
+    use std::io::ErrorKind;
+
+    #[test]
+    fn readers_share_and_a_writer_excludes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        let open = || HostVfs.open(&path, Access::ReadWrite).unwrap();
+        drop(HostVfs.create_new(&path).unwrap());
+
+        let (first, second, writer) = (open(), open(), open());
+        first.lock(Shared).unwrap();
+        second.lock(Shared).unwrap();
+        assert_eq!(writer.lock(Exclusive).unwrap_err().kind(), ErrorKind::WouldBlock);
+        drop((first, second));
+        writer.lock(Exclusive).unwrap();
+        assert_eq!(open().lock(Exclusive).unwrap_err().kind(), ErrorKind::WouldBlock);
+        assert_eq!(open().lock(Shared).unwrap_err().kind(), ErrorKind::WouldBlock);
+        drop(writer);
+        open().lock(Shared).unwrap();
+    }
+}

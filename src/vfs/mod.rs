@@ -1,0 +1,144 @@
+//! Where bytes live. All file access of the library goes through [`Vfs`] and [`File`], so that a simulator can see,
+//! order, tear and lose every single operation.
+//!
+//! What the traits promise is what POSIX promises and no more: a write is in some cache until a sync returns, writes
+//! between two syncs reach the medium in any order and in any part, and a failed sync says nothing about what was kept.
+
+mod host;
+mod lock;
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+pub use host::HostVfs;
+pub use lock::LockMode;
+
+/// A point in time as file systems store it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct FileTime {
+    /// Seconds since 1970-01-01 00:00:00 UTC.
+    pub seconds: i64,
+    /// Nanoseconds within the second, below 1,000,000,000.
+    pub nanoseconds: u32,
+}
+
+/// Whether a file is opened for reading alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Reads only; the file is never changed through this handle.
+    ReadOnly,
+    /// Reads and writes.
+    ReadWrite,
+}
+
+/// A place that holds files: the operating system's, or a simulated one.
+pub trait Vfs: Send + Sync + fmt::Debug {
+    /// Opens an existing regular file or block device. Anything else (a FIFO, a directory) is an error, without blocking.
+    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn File>>;
+
+    /// Creates an empty file for reading and writing; fails with `AlreadyExists` where the name is taken.
+    fn create_new(&self, path: &Path) -> io::Result<Arc<dyn File>>;
+
+    /// Gives a file a second name; fails with `AlreadyExists` where `to` is taken. Durable after [`Vfs::sync_dir`].
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Takes a name away from a file. Durable after [`Vfs::sync_dir`].
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Makes the names in a directory durable.
+    fn sync_dir(&self, directory: &Path) -> io::Result<()>;
+
+    /// 128 bits that nobody can guess.
+    fn random_id(&self) -> io::Result<[u8; 16]>;
+
+    /// The current time.
+    fn now(&self) -> FileTime;
+}
+
+/// An open file. Positions are bytes from its start; all methods may be called from several threads at once.
+pub trait File: Send + Sync + fmt::Debug {
+    /// Length in bytes.
+    fn length(&self) -> io::Result<u64>;
+
+    /// Reads at most `buf.len()` bytes; fewer at the end of the file or when interrupted, 0 only at the end.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Writes at most `buf.len()` bytes into the cache, extending the file where needed; returns how many.
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize>;
+
+    /// Writes all of `buf` and returns when these bytes, and what is needed to read them back, are on the medium.
+    /// Says nothing about other writes. On an error any part may have been written.
+    fn write_durable_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Returns when all writes, size changes and holes that completed before the call are on the medium.
+    fn sync_data(&self) -> io::Result<()>;
+
+    /// Cuts the file, or extends it with zeros.
+    fn set_len(&self, length: u64) -> io::Result<()>;
+
+    /// Makes a range read as zeros, giving its space back where the file system can; never changes the length.
+    /// Fails with `Unsupported` where the file system cannot.
+    fn punch_hole(&self, offset: u64, length: u64) -> io::Result<()>;
+
+    /// Bytes of the medium that the file occupies.
+    fn allocated_bytes(&self) -> io::Result<u64>;
+
+    /// When the content was last changed.
+    fn modified(&self) -> io::Result<FileTime>;
+
+    /// Sets the time of the last change.
+    fn set_modified(&self, time: FileTime) -> io::Result<()>;
+
+    /// Takes the image lock, held until the handle is dropped. `WouldBlock` where another handle excludes it.
+    fn lock(&self, mode: LockMode) -> io::Result<()>;
+
+    /// Gives the image lock back before the handle is dropped.
+    fn unlock(&self) -> io::Result<()>;
+}
+
+/// The loops around [`File`]'s short transfers.
+pub(crate) trait FileExt {
+    /// Reads all of `buf`; what lies past the end of the file reads as zeros.
+    fn read_or_zero_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Writes all of `buf`.
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
+}
+
+impl FileExt for dyn File + '_ {
+    fn read_or_zero_at(&self, buf: &mut [u8], mut offset: u64) -> io::Result<()> {
+        let mut done = 0;
+        while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            match self.read_at(rest, offset) {
+                Ok(0) => {
+                    rest.fill(0);
+                    break;
+                }
+                Ok(n) => {
+                    done += n;
+                    offset += n as u64;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    fn write_all_at(&self, mut buf: &[u8], mut offset: u64) -> io::Result<()> {
+        while !buf.is_empty() {
+            match self.write_at(buf, offset) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => {
+                    buf = buf.get(n..).unwrap_or_default();
+                    offset += n as u64;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+}
