@@ -1,5 +1,6 @@
 //! A disk on the host's file system: create, write, flush, close, open again, and what other states look like.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 use cowvhd::{CreateOptions, Disk, ErrorKind, ExtentKind, OpenOptions, ZeroMode};
 use std::path::{Path, PathBuf};
 
