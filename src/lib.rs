@@ -5,6 +5,8 @@ mod error;
 mod ext;
 mod journal;
 mod layer;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod sync;
 pub mod vfs;
 pub mod vhd;

@@ -1,0 +1,49 @@
+//! Which operation fails, and how.
+
+/// How an operation fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// With this errno.
+    Error(i32),
+    /// It transfers about half of what it was asked to.
+    Short,
+}
+
+/// From which operation on, and for how many, what fails. Operations count from when the plan was set.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FaultPlan {
+    fault: Option<Fault>,
+    first: u64,
+    last: u64,
+    seen: u64,
+    injected: u64,
+}
+
+const ENOSPC: i32 = 28;
+
+impl FaultPlan {
+    /// The operation number `first` (from 0) fails, and `count - 1` after it.
+    pub fn new(fault: Fault, first: u64, count: u64) -> Self {
+        FaultPlan { fault: Some(fault), first, last: first.saturating_add(count), seen: 0, injected: 0 }
+    }
+
+    /// The fault of the next operation, if it has one. A lack of space only meets operations that need some.
+    pub(super) fn next(&mut self, may_run_out_of_space: bool) -> Option<Fault> {
+        let number = self.seen;
+        self.seen += 1;
+        let fault = self.fault.filter(|_| (self.first..self.last).contains(&number))?;
+        if fault == Fault::Error(ENOSPC) && !may_run_out_of_space {
+            return None;
+        }
+        self.injected += 1;
+        Some(fault)
+    }
+
+    pub(super) fn injected(&self) -> u64 {
+        self.injected
+    }
+
+    pub(super) fn seen(&self) -> u64 {
+        self.seen
+    }
+}

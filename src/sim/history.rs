@@ -1,0 +1,183 @@
+//! What a guest wrote and flushed, and what it may therefore find after a crash.
+//!
+//! Each sector holds, after a crash, its last flushed value or one submitted later: never an older one, never another
+//! sector's. Values are numbers that fill the sector ([`History::fill`]), so that a mixture is noticed as well; 0 is a
+//! sector of zeros.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+const SECTOR: usize = 512;
+/// Sectors of a 4 KiB physical sector.
+const UNIT: u64 = 8;
+
+#[derive(Debug, Clone, Copy)]
+struct Submitted {
+    at: u64,
+    /// When the call returned successfully; a call that failed or never returned is only ever a possibility.
+    done: u64,
+    value: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Flush {
+    called: u64,
+    returned: u64,
+}
+
+/// The events of one disk, by a clock that only grows.
+#[derive(Debug, Clone, Default)]
+pub struct History {
+    sectors: BTreeMap<u64, Vec<Submitted>>,
+    flushes: Vec<Flush>,
+    next_value: u64,
+}
+
+/// A sector that holds what it must not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// Number of the guest's sector.
+    pub sector: u64,
+    /// What it holds; `None` for a mixture of values.
+    pub found: Option<u64>,
+    /// What it might hold.
+    pub allowed: Vec<u64>,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sector {} holds {:?}, allowed are {:?}", self.sector, self.found, self.allowed)
+    }
+}
+
+impl History {
+    /// A value that was not used before.
+    pub fn new_value(&mut self) -> u64 {
+        self.next_value += 1;
+        self.next_value
+    }
+
+    /// Fills a buffer with a value.
+    pub fn fill(value: u64, buf: &mut [u8]) {
+        buf.chunks_mut(8).for_each(|word| {
+            let bytes = value.to_le_bytes();
+            word.copy_from_slice(bytes.get(..word.len()).unwrap_or_default());
+        });
+    }
+
+    /// The call that writes `value` to `count` sectors from `first` begins at clock `at`.
+    pub fn submit(&mut self, at: u64, first: u64, count: u64, value: u64) {
+        for sector in first..first + count {
+            self.sectors.entry(sector).or_default().push(Submitted { at, done: u64::MAX, value });
+        }
+    }
+
+    /// The call that wrote `value` has returned successfully at clock `at`.
+    pub fn complete(&mut self, at: u64, first: u64, count: u64, value: u64) {
+        for sector in first..first + count {
+            let submitted = self.sectors.entry(sector).or_default();
+            for submitted in
+                submitted.iter_mut().rev().filter(|s| s.value == value && s.done == u64::MAX).take(1)
+            {
+                submitted.done = at;
+            }
+        }
+    }
+
+    /// A flush that was called at one clock returned successfully at another.
+    pub fn flushed(&mut self, called: u64, returned: u64) {
+        self.flushes.push(Flush { called, returned });
+    }
+
+    /// The values a sector may hold after a crash at clock `at`.
+    pub fn allowed(&self, sector: u64, at: u64) -> Vec<u64> {
+        let flushed = self.flushes.iter().filter(|f| f.returned <= at).map(|f| f.called).max().unwrap_or(0);
+        let Some(submitted) = self.sectors.get(&sector) else { return vec![0] };
+        let mut allowed = vec![0];
+        for s in submitted.iter().filter(|s| s.at <= at) {
+            if s.done <= flushed {
+                // All that ended before this write began is overwritten for good.
+                allowed.clear();
+            }
+            allowed.push(s.value);
+        }
+        allowed
+    }
+
+    /// The only value a sector may hold now, without a crash, if every call has returned.
+    pub fn current(&self, sector: u64) -> u64 {
+        self.sectors.get(&sector).and_then(|submitted| submitted.last()).map_or(0, |s| s.value)
+    }
+
+    /// Checks what the disk shows from sector `first` on after a crash at clock `at`. With `garbage`, physical sectors that
+    /// had unflushed writes are let off: in place they are as exposed as on a raw disk.
+    pub fn check(&self, at: u64, first: u64, content: &[u8], garbage: bool) -> Result<(), Violation> {
+        for (sector, bytes) in (first..).zip(content.chunks(SECTOR)) {
+            let found = value_of(bytes);
+            let allowed = self.allowed(sector, at);
+            if found.is_some_and(|found| allowed.contains(&found)) {
+                continue;
+            }
+            let unit = sector / UNIT * UNIT;
+            if garbage && (unit..unit + UNIT).any(|sector| self.allowed(sector, at).len() > 1) {
+                continue;
+            }
+            return Err(Violation { sector, found, allowed });
+        }
+        Ok(())
+    }
+
+    /// Checks what the disk shows now, without a crash.
+    pub fn check_current(&self, first: u64, content: &[u8]) -> Result<(), Violation> {
+        for (sector, bytes) in (first..).zip(content.chunks(SECTOR)) {
+            let (found, expected) = (value_of(bytes), self.current(sector));
+            if found != Some(expected) {
+                return Err(Violation { sector, found, allowed: vec![expected] });
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what a disk shows after a crash as its new content, all of it durable: the history goes on from there.
+    pub fn restart(&mut self, first: u64, content: &[u8]) {
+        self.flushes.clear();
+        for (sector, bytes) in (first..).zip(content.chunks(SECTOR)) {
+            let value = value_of(bytes).unwrap_or(0);
+            self.sectors.insert(sector, vec![Submitted { at: 0, done: 0, value }]);
+        }
+    }
+}
+
+/// The value that fills a sector.
+fn value_of(bytes: &[u8]) -> Option<u64> {
+    let mut words = bytes.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_le_bytes));
+    let first = words.next()?;
+    words.all(|word| word == first).then_some(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_last_flushed_value_or_a_later_one_is_allowed() {
+        let mut history = History::default();
+        assert_eq!(history.allowed(5, 100), [0]);
+        history.submit(1, 5, 1, 11);
+        history.complete(2, 5, 1, 11);
+        assert_eq!(history.allowed(5, 2), [0, 11]);
+        history.flushed(3, 6);
+        assert_eq!(history.allowed(5, 5), [0, 11], "the flush had not returned");
+        assert_eq!(history.allowed(5, 6), [11]);
+        history.submit(7, 5, 1, 12);
+        assert_eq!(history.allowed(5, 7), [11, 12]);
+        history.flushed(8, 9);
+        assert_eq!(history.allowed(5, 9), [11, 12], "the write had not returned");
+        let mut sector = [0; 512];
+        History::fill(12, &mut sector);
+        assert_eq!(history.check(9, 5, &sector, false), Ok(()));
+        sector[500] ^= 1;
+        assert_eq!(history.check(9, 5, &sector, false).unwrap_err().found, None);
+        assert_eq!(history.check(9, 5, &sector, true), Ok(()));
+    }
+}

@@ -1,0 +1,60 @@
+//! A power cut at any moment: the disk opens, and every sector holds its last flushed value or a later one.
+//!
+//! `COWVHD_SEED=N cargo test --release --features sim --test crash_states` replays one workload.
+
+#![cfg(feature = "sim")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+#[path = "support/crash.rs"]
+mod crash;
+#[path = "support/strict_vhd.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod strict_vhd;
+
+use crash::{Explorer, SMALL, Shape, WIDE, Workload};
+
+fn explore(shape: Shape, seeds: std::ops::Range<u64>, steps: usize, limit: usize, interleave: bool) {
+    let seeds = match std::env::var("COWVHD_SEED") {
+        Ok(seed) => {
+            let seed = seed.parse().expect("COWVHD_SEED is a number");
+            seed..seed + 1
+        }
+        Err(_) => seeds,
+    };
+    let mut explorer = Explorer::new(shape);
+    let mut points = 0;
+    for seed in seeds.clone() {
+        let mut workload = Workload::new(shape, seed);
+        if interleave {
+            workload.interleave();
+        }
+        workload.run(steps);
+        workload.check_live();
+        let segments = workload.finish();
+        points += segments.iter().map(|segment| segment.points.len()).sum::<usize>();
+        if let Err(error) = explorer.explore(&segments, seed, limit) {
+            panic!("{error}\nreplay with COWVHD_SEED={seed}");
+        }
+    }
+    println!(
+        "{} workloads, {points} crash points, {} distinct states, {} recoveries cut again: no violation",
+        seeds.count(),
+        explorer.states,
+        explorer.recoveries_cut,
+    );
+}
+
+#[test]
+fn small_blocks_one_thread() {
+    explore(SMALL, 0..60, 60, 60, false);
+}
+
+#[test]
+fn small_blocks_with_requests_during_syncs() {
+    explore(SMALL, 1000..1060, 60, 60, true);
+}
+
+#[test]
+fn blocks_all_over_the_table() {
+    explore(WIDE, 2000..2020, 120, 40, true);
+}

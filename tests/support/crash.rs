@@ -1,0 +1,377 @@
+//! Drives a disk on a simulated medium with random requests, and opens every state that a power cut may leave.
+//!
+//! Oracles, in every state: it opens unaided (O1); each sector holds its last flushed value or a later one (O2), so no
+//! guest reads what it does not own (O7); after a clean close a strict, independent VHD reader agrees (O3); recovery cut by
+//! another crash, and again, ends in an allowed state as well (F5).
+
+use crate::strict_vhd::{Guest, StrictVhd};
+use cowvhd::sim::{CrashPoint, CrashState, History, Rng, SimVfs};
+use cowvhd::vfs::{Access, File, Vfs};
+use cowvhd::{CreateOptions, Disk, OpenOptions, ZeroMode};
+use std::collections::HashSet;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+pub const PATH: &str = "/disk.vhd";
+const SECTOR: u64 = 512;
+
+/// What a workload works on.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    pub block_bytes: u32,
+    pub ring_bytes: u64,
+    pub size: u64,
+    /// Requests go to these ranges of blocks.
+    pub hot_blocks: &'static [std::ops::Range<u64>],
+}
+
+/// A few blocks of four pages and the smallest ring: checkpoints and reuse come often.
+pub const SMALL: Shape =
+    Shape { block_bytes: 16 << 10, ring_bytes: 128 << 10, size: 8 * (16 << 10) - 1024, hot_blocks: &[0..8] };
+/// Blocks spread over many pages of the block table, more than may wait for an image.
+pub const WIDE: Shape = Shape {
+    block_bytes: 4 << 10,
+    ring_bytes: 128 << 10,
+    size: 14 * 1024 * (4 << 10),
+    hot_blocks: &[
+        0..2,
+        1023..1025,
+        2047..2049,
+        3071..3073,
+        4095..4097,
+        5119..5121,
+        6143..6145,
+        7167..7169,
+        8191..8193,
+        9215..9217,
+        10239..10241,
+        11263..11265,
+    ],
+};
+
+/// Crash points with the history they are to be judged by.
+pub struct Segment {
+    pub history: History,
+    pub points: Vec<CrashPoint>,
+}
+
+/// A disk with its history, and what has been recorded of it.
+pub struct Workload {
+    pub vfs: SimVfs,
+    shape: Shape,
+    shared: Arc<Shared>,
+    rng: Rng,
+    segments: Vec<Segment>,
+}
+
+/// What requests from within a sync share with the main thread of requests.
+struct Shared {
+    vfs: SimVfs,
+    shape: Shape,
+    disk: Mutex<Option<Arc<Disk>>>,
+    history: Mutex<History>,
+}
+
+impl Shared {
+    fn disk(&self) -> Arc<Disk> {
+        Arc::clone(self.disk.lock().unwrap().as_ref().expect("the disk is open"))
+    }
+
+    /// A random range: (first sector, sectors), mostly within a block.
+    fn range(&self, rng: &mut Rng) -> (u64, u64) {
+        let hot = &self.shape.hot_blocks[rng.below(self.shape.hot_blocks.len() as u64) as usize];
+        let sectors_per_block = u64::from(self.shape.block_bytes) / SECTOR;
+        let block = hot.start + rng.below(hot.end - hot.start);
+        let total = self.shape.size / SECTOR;
+        let (first, count) = match rng.below(8) {
+            0 => (0, sectors_per_block),
+            1 | 2 => (rng.below(sectors_per_block / 8) * 8, 8),
+            _ => (rng.below(sectors_per_block), 1 + rng.below(12)),
+        };
+        let first = (block * sectors_per_block + first).min(total - 1);
+        (first, count.min(total - first))
+    }
+
+    fn write(&self, rng: &mut Rng) {
+        let (first, count) = self.range(rng);
+        let value = self.history.lock().unwrap().new_value();
+        let mut buf = vec![0; (count * SECTOR) as usize];
+        History::fill(value, &mut buf);
+        self.request(first, count, value, |disk| disk.write_at(&buf, first * SECTOR));
+    }
+
+    fn zero(&self, rng: &mut Rng, mode: ZeroMode) {
+        let (first, count) = self.range(rng);
+        self.request(first, count, 0, |disk| disk.write_zeroes(first * SECTOR, count * SECTOR, mode));
+    }
+
+    fn discard_block(&self, rng: &mut Rng) {
+        let sectors_per_block = u64::from(self.shape.block_bytes) / SECTOR;
+        let first = self.range(rng).0 / sectors_per_block * sectors_per_block;
+        let count = sectors_per_block.min(self.shape.size / SECTOR - first);
+        self.request(first, count, 0, |disk| disk.discard(first * SECTOR, count * SECTOR));
+    }
+
+    fn request(&self, first: u64, count: u64, value: u64, call: impl FnOnce(&Disk) -> cowvhd::Result<()>) {
+        self.history.lock().unwrap().submit(self.vfs.tick(), first, count, value);
+        if call(&self.disk()).is_ok() {
+            self.history.lock().unwrap().complete(self.vfs.tick(), first, count, value);
+        }
+    }
+
+    fn flush(&self) -> cowvhd::Result<()> {
+        let called = self.vfs.tick();
+        self.disk().flush()?;
+        self.history.lock().unwrap().flushed(called, self.vfs.tick());
+        Ok(())
+    }
+}
+
+impl Workload {
+    /// A new disk; crash points are recorded from its first open on.
+    pub fn new(shape: Shape, seed: u64) -> Self {
+        let vfs = SimVfs::new(seed);
+        CreateOptions::new(shape.size)
+            .test_geometry(shape.block_bytes, shape.ring_bytes)
+            .vfs(Arc::new(vfs.clone()))
+            .create(Path::new(PATH))
+            .unwrap();
+        vfs.record(true);
+        let shared = Shared { vfs: vfs.clone(), shape, disk: Mutex::default(), history: Mutex::default() };
+        let workload =
+            Workload { vfs, shape, shared: Arc::new(shared), rng: Rng::new(seed), segments: Vec::new() };
+        workload.open();
+        workload
+    }
+
+    fn open(&self) {
+        let disk = OpenOptions::new().vfs(Arc::new(self.vfs.clone())).open(Path::new(PATH)).unwrap();
+        *self.shared.disk.lock().unwrap() = Some(Arc::new(disk));
+    }
+
+    /// Requests arrive in the middle of about one sync in four.
+    pub fn interleave(&self) {
+        let shared = Arc::downgrade(&self.shared);
+        let rng = Mutex::new(self.rng.clone());
+        let busy = std::sync::atomic::AtomicBool::new(false);
+        self.vfs.set_hook(Some(Box::new(move || {
+            let Some(shared) = shared.upgrade() else { return };
+            if busy.swap(true, std::sync::atomic::Ordering::SeqCst) {
+                return;
+            }
+            let mut rng = rng.lock().unwrap();
+            let idle = shared.disk.lock().unwrap().is_none();
+            if !idle && rng.one_in(4) {
+                match rng.below(4) {
+                    0 => shared.discard_block(&mut rng),
+                    _ => shared.write(&mut rng),
+                }
+            }
+            busy.store(false, std::sync::atomic::Ordering::SeqCst);
+        })));
+    }
+
+    /// Runs `steps` random requests. Stops early when the disk has stopped after an injected fault.
+    pub fn run(&mut self, steps: usize) {
+        for _ in 0..steps {
+            let shared = Arc::clone(&self.shared);
+            let rng = &mut self.rng;
+            match rng.below(64) {
+                0..=29 => shared.write(rng),
+                30..=34 => shared.zero(rng, ZeroMode::MayPunch),
+                35..=37 => shared.zero(rng, ZeroMode::KeepAllocated),
+                38..=44 => shared.discard_block(rng),
+                45..=61 => drop(shared.flush()),
+                62 => self.restart(true),
+                _ => self.restart(false),
+            }
+        }
+    }
+
+    /// Closes the disk, or kills its process (the page cache survives that), and opens it again.
+    fn restart(&mut self, cleanly: bool) {
+        let called = self.vfs.tick();
+        let disk = self.shared.disk.lock().unwrap().take().expect("the disk is open");
+        if cleanly && disk.close().is_ok() {
+            self.shared.history.lock().unwrap().flushed(called, self.vfs.tick());
+        }
+        drop(disk);
+        self.open();
+        let content = read_hot(&self.shared.disk(), self.shape).unwrap();
+        let mut history = self.shared.history.lock().unwrap();
+        check_content(&history, u64::MAX, &content, false).unwrap();
+        let points = self.vfs.take_crash_points();
+        self.segments.push(Segment { history: history.clone(), points });
+        for (first, bytes) in content {
+            history.restart(first, &bytes);
+        }
+    }
+
+    /// What the disk shows now is what was written last, whatever was flushed.
+    pub fn check_live(&self) {
+        let history = self.shared.history.lock().unwrap();
+        for (first, content) in read_hot(&self.shared.disk(), self.shape).unwrap() {
+            history.check_current(first, &content).unwrap();
+        }
+    }
+
+    /// All crash points of the workload, the last one being this moment.
+    pub fn finish(mut self) -> Vec<Segment> {
+        self.vfs.set_hook(None);
+        let mut points = self.vfs.take_crash_points();
+        points.push(self.vfs.crash_now());
+        let history = self.shared.history.lock().unwrap().clone();
+        self.segments.push(Segment { history, points });
+        self.segments
+    }
+}
+
+/// Reads the blocks that requests go to: (first sector, content).
+fn read_hot(disk: &Disk, shape: Shape) -> cowvhd::Result<Vec<(u64, Vec<u8>)>> {
+    let mut parts = Vec::new();
+    for blocks in shape.hot_blocks {
+        // A write may reach into the block behind the last hot one.
+        let start = blocks.start * u64::from(shape.block_bytes);
+        let end = ((blocks.end + 1) * u64::from(shape.block_bytes)).min(shape.size);
+        let mut content = vec![0xee; (end - start) as usize];
+        disk.read_at(&mut content, start)?;
+        parts.push((start / SECTOR, content));
+    }
+    Ok(parts)
+}
+
+fn check_content(history: &History, at: u64, parts: &[(u64, Vec<u8>)], garbage: bool) -> Result<(), String> {
+    for (first, content) in parts {
+        history.check(at, *first, content, garbage).map_err(|violation| format!("O2: {violation}"))?;
+    }
+    Ok(())
+}
+
+/// Opens crash states and judges them.
+#[derive(Debug)]
+pub struct Explorer {
+    shape: Shape,
+    seen: HashSet<u64>,
+    pub states: u64,
+    pub recoveries_cut: u64,
+}
+
+impl Explorer {
+    pub fn new(shape: Shape) -> Self {
+        Explorer { shape, seen: HashSet::new(), states: 0, recoveries_cut: 0 }
+    }
+
+    /// Explores every crash point of `segments` with about `limit` states each. The error names the state.
+    pub fn explore(&mut self, segments: &[Segment], seed: u64, limit: usize) -> Result<(), String> {
+        for (s, segment) in segments.iter().enumerate() {
+            for (p, point) in segment.points.iter().enumerate() {
+                let mut result = Ok(());
+                let mut number = 0;
+                point.for_each_state(seed ^ p as u64, limit, |state| {
+                    number += 1;
+                    result = self.judge(&segment.history, point.clock(), &state, state.garbage, 2);
+                    result.is_ok()
+                });
+                result.map_err(|error| {
+                    format!("seed {seed}, segment {s}, crash point {p}, state {number}: {error}")
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens one state and judges it; then cuts that recovery as well, down to `depth`.
+    fn judge(
+        &mut self,
+        history: &History,
+        clock: u64,
+        state: &CrashState,
+        garbage: bool,
+        depth: u32,
+    ) -> Result<(), String> {
+        if !self.seen.insert(state.hash ^ clock.wrapping_mul(0x9e37_79b9_7f4a_7c15)) {
+            return Ok(());
+        }
+        self.states += 1;
+        let vfs = state.to_vfs(state.hash);
+        vfs.record(depth > 0);
+        let path = Path::new(PATH);
+        let options = OpenOptions::new().vfs(Arc::new(vfs.clone()));
+        let judge = |disk: &Disk| {
+            let parts = read_hot(disk, self.shape).map_err(|error| format!("O2: reading: {error}"))?;
+            check_content(history, clock, &parts, garbage).map(|()| parts)
+        };
+
+        let before = vfs.content_hash(path);
+        let disk =
+            options.clone().read_only(true).open(path).map_err(|error| format!("O1: read-only: {error}"))?;
+        judge(&disk).map_err(|error| format!("read-only: {error}"))?;
+        drop(disk);
+        if vfs.content_hash(path) != before {
+            return Err("O5: a read-only open changed the file".into());
+        }
+
+        let disk = options.open(path).map_err(|error| format!("O1: {error}"))?;
+        let points = vfs.take_crash_points();
+        let parts = judge(&disk)?;
+        disk.close().map_err(|error| format!("O1: closing: {error}"))?;
+        drop(disk);
+        agree_with_strict_reader(&vfs, &parts).map_err(|error| format!("O3: {error}"))?;
+
+        let mut rng = Rng::new(state.hash);
+        for _ in 0..if depth > 0 && !points.is_empty() { 2 } else { 0 } {
+            let point = &points[rng.below(points.len() as u64) as usize];
+            let mut result = Ok(());
+            let mut skip = rng.below(8);
+            point.for_each_state(rng.next_u64(), 12, |inner| {
+                skip = skip.wrapping_sub(1);
+                if skip < 8 {
+                    return true;
+                }
+                self.recoveries_cut += 1;
+                result = self.judge(history, clock, &inner, garbage || inner.garbage, depth - 1);
+                false
+            });
+            result.map_err(|error| format!("recovery cut again: {error}"))?;
+        }
+        Ok(())
+    }
+}
+
+fn agree_with_strict_reader(vfs: &SimVfs, parts: &[(u64, Vec<u8>)]) -> Result<(), String> {
+    let file = vfs.open(Path::new(PATH), Access::ReadOnly).map_err(|error| error.to_string())?;
+    let mut strict = StrictVhd::open(SimReader { file, at: 0 })?;
+    for (first, content) in parts {
+        let mut buf = vec![0xee; content.len()];
+        strict.read_at(first * SECTOR, &mut buf)?;
+        if buf != *content {
+            return Err(format!("reads other content from sector {first} on"));
+        }
+    }
+    Ok(())
+}
+
+struct SimReader {
+    file: Arc<dyn File>,
+    at: u64,
+}
+
+impl Read for SimReader {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(buf, self.at)?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
+impl Seek for SimReader {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.at = match to {
+            SeekFrom::Start(at) => at,
+            SeekFrom::End(offset) => self.file.length()?.saturating_add_signed(offset),
+            SeekFrom::Current(offset) => self.at.saturating_add_signed(offset),
+        };
+        Ok(self.at)
+    }
+}
