@@ -1,5 +1,9 @@
 //! cowvhd: disks for virtual machines that survive.
 
+#[cfg(feature = "defects")]
+pub mod defect;
+#[cfg(not(feature = "defects"))]
+mod defect;
 mod disk;
 mod error;
 mod ext;

@@ -8,12 +8,20 @@
 #[path = "support/crash.rs"]
 mod crash;
 #[path = "support/strict_vhd.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
 mod strict_vhd;
 
 use crash::{Explorer, SMALL, Shape, WIDE, Workload};
 
-fn explore(shape: Shape, seeds: std::ops::Range<u64>, steps: usize, limit: usize, interleave: bool) {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Weather {
+    Calm,
+    /// Requests arrive in the middle of others.
+    Busy,
+    /// Operations fail, too.
+    Faulty,
+}
+
+fn explore(shape: Shape, seeds: std::ops::Range<u64>, steps: usize, limit: usize, weather: Weather) {
     let seeds = match std::env::var("COWVHD_SEED") {
         Ok(seed) => {
             let seed = seed.parse().expect("COWVHD_SEED is a number");
@@ -23,13 +31,20 @@ fn explore(shape: Shape, seeds: std::ops::Range<u64>, steps: usize, limit: usize
     };
     let mut explorer = Explorer::new(shape);
     let mut points = 0;
+    let mut injected = 0;
     for seed in seeds.clone() {
         let mut workload = Workload::new(shape, seed);
-        if interleave {
+        if weather == Weather::Faulty {
+            workload.with_faults();
+        }
+        if weather != Weather::Calm {
             workload.interleave();
         }
         workload.run(steps);
-        workload.check_live();
+        if weather != Weather::Faulty {
+            workload.check_live();
+        }
+        injected += workload.injected;
         let segments = workload.finish();
         points += segments.iter().map(|segment| segment.points.len()).sum::<usize>();
         if let Err(error) = explorer.explore(&segments, seed, limit) {
@@ -37,7 +52,8 @@ fn explore(shape: Shape, seeds: std::ops::Range<u64>, steps: usize, limit: usize
         }
     }
     println!(
-        "{} workloads, {points} crash points, {} distinct states, {} recoveries cut again: no violation",
+        "{} workloads, {injected} errors injected, {points} crash points, {} distinct states, {} recoveries cut again: \
+         no violation",
         seeds.count(),
         explorer.states,
         explorer.recoveries_cut,
@@ -46,15 +62,20 @@ fn explore(shape: Shape, seeds: std::ops::Range<u64>, steps: usize, limit: usize
 
 #[test]
 fn small_blocks_one_thread() {
-    explore(SMALL, 0..60, 60, 60, false);
+    explore(SMALL, 0..60, 60, 60, Weather::Calm);
 }
 
 #[test]
 fn small_blocks_with_requests_during_syncs() {
-    explore(SMALL, 1000..1060, 60, 60, true);
+    explore(SMALL, 1000..1060, 60, 60, Weather::Busy);
 }
 
 #[test]
 fn blocks_all_over_the_table() {
-    explore(WIDE, 2000..2020, 120, 40, true);
+    explore(WIDE, 2000..2020, 120, 40, Weather::Busy);
+}
+
+#[test]
+fn small_blocks_with_failing_operations() {
+    explore(SMALL, 3000..3080, 60, 40, Weather::Faulty);
 }

@@ -20,6 +20,7 @@ pub(crate) use replay::{Replay, ReplayError, ReplayedPage};
 pub(crate) use ring::Ring;
 pub(crate) use scan::Scan;
 
+use crate::defect::{self, Defect};
 use crate::ext::{BlockHeader, PAGE_BYTES, Placement, Record};
 use crate::vfs::{File, FileExt};
 use crate::vhd::{self, UniqueId};
@@ -130,6 +131,13 @@ impl Journal {
     /// The BAT as the appended records say.
     pub(crate) fn table(&self) -> &[u32] {
         &self.table
+    }
+
+    /// Replaces the journaled BAT by another one: the defect of that name.
+    pub(crate) fn take_table_from(&mut self, entries: impl Iterator<Item = Option<u32>>) {
+        for (target, entry) in self.table.iter_mut().zip(entries) {
+            *target = entry.unwrap_or(vhd::UNALLOCATED);
+        }
     }
 
     /// How many freed slots wait to come back.
@@ -259,7 +267,9 @@ impl Journal {
     /// until the next entry carries them).
     pub(crate) fn checkpoint(&mut self, file: &dyn File) -> Result<(), Failure> {
         if !self.table_pages.is_empty() || !self.block_pages.is_empty() {
-            self.append_images(file)?;
+            if !defect::active(Defect::CheckpointWithoutImages) {
+                self.append_images(file)?;
+            }
             for &page in &self.table_pages {
                 let (offset, bytes) = self.table_page(page);
                 file.write_all_at(&bytes, offset)
@@ -271,7 +281,9 @@ impl Journal {
                     .map_err(Failure::transient("writing a block page"))?;
             }
         }
-        self.sync(file)?;
+        if !defect::active(Defect::CheckpointWithoutSync) {
+            self.sync(file)?;
+        }
         self.ring.all_in_place();
         self.table_pages.clear();
         self.imaged_pages.clear();
@@ -316,8 +328,10 @@ impl Journal {
         let in_place_before = self.ring.in_place_before();
         for waiting in &mut self.quarantine {
             if waiting.stage == Stage::Freed && waiting.freed_at < in_place_before && !pinned(waiting.slot) {
-                punch_slot(file, &self.place, waiting.slot)
-                    .map_err(Failure::transient("punching a freed block"))?;
+                if !defect::active(Defect::ReuseWithoutPunch) {
+                    punch_slot(file, &self.place, waiting.slot)
+                        .map_err(Failure::transient("punching a freed block"))?;
+                }
                 waiting.stage = Stage::Punched;
             }
         }
@@ -327,8 +341,12 @@ impl Journal {
     /// Hands back the slots that may be used again (I3).
     pub(crate) fn release(&mut self) -> Vec<u32> {
         let data_dead_before = self.ring.data_dead_before();
-        let ready =
-            |waiting: &Quarantined| waiting.stage == Stage::Clean && waiting.freed_at < data_dead_before;
+        let clean = |waiting: &Quarantined| match waiting.stage {
+            Stage::Clean => true,
+            Stage::Punched => defect::active(Defect::ReuseBeforePunchIsDurable),
+            Stage::Freed => false,
+        };
+        let ready = |waiting: &Quarantined| clean(waiting) && waiting.freed_at < data_dead_before;
         let slots =
             self.quarantine.iter().filter(|waiting| ready(waiting)).map(|waiting| waiting.slot).collect();
         self.quarantine.retain(|waiting| !ready(waiting));

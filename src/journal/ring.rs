@@ -5,6 +5,7 @@
 //! memory would give back is not free yet: until an entry carries it to the medium, a crash still replays from the old one.
 
 use super::scan::Scan;
+use crate::defect::{self, Defect};
 use crate::ext::{self, EntryHeader, EntryKind, PAGE_BYTES, Record, SessionId, Tail};
 use crate::vfs::File;
 use std::io;
@@ -90,7 +91,8 @@ impl Ring {
 
     /// Bytes not live.
     pub(crate) fn free_bytes(&self) -> u64 {
-        let tail = self.durable.meta.position.min(self.durable.data.position);
+        let tails = if defect::active(Defect::SpaceByMemoryTails) { self.tails } else { self.durable };
+        let tail = tails.meta.position.min(tails.data.position);
         self.bytes.saturating_sub(self.head - tail)
     }
 
@@ -160,6 +162,9 @@ impl Ring {
         let mut tails = self.tails;
         if data_synced {
             tails.data = RingTail { sequence: self.next_sequence, position: self.head };
+            if defect::active(Defect::OneTail) {
+                tails.meta = tails.data;
+            }
         }
         let header = EntryHeader {
             kind: EntryKind::Records,

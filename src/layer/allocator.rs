@@ -5,6 +5,7 @@
 //! quarantine. Growth is in whole slots, ahead of need, and only by `set_len`, so that a new slot reads as zeros.
 
 use super::map::{BlockMap, Mapping};
+use crate::defect::{self, Defect};
 use crate::ext::Placement;
 use crate::journal::MapChange;
 use crate::vfs::File;
@@ -104,11 +105,26 @@ impl Allocator {
     }
 
     /// A write that rode on an allocation failed: undoes the allocation if nobody else rides on it and nobody committed.
-    pub(crate) fn abort(&mut self, block: u32, slot: u32) {
+    pub(crate) fn abort(&mut self, map: &BlockMap, block: u32, slot: u32) {
+        if defect::active(Defect::FailedWriteStaysMapped) {
+            self.commit(map, block, slot);
+            self.free.insert(slot);
+            return;
+        }
+        if defect::active(Defect::FailedWriteTakesSlot) {
+            self.in_flight.remove(&block);
+            self.soiled.push(slot);
+            map.set(block, Mapping::Absent);
+            return;
+        }
         let Some(allocation) = self.in_flight.get_mut(&block).filter(|a| a.slot == slot) else { return };
         allocation.riders -= 1;
         if allocation.riders == 0 && !allocation.published {
-            self.soiled.push(slot);
+            if defect::active(Defect::SoiledSlotIsReused) {
+                self.free.insert(slot);
+            } else {
+                self.soiled.push(slot);
+            }
         }
         self.forget_if_done(block);
     }
@@ -125,6 +141,9 @@ impl Allocator {
         map.set(block, Mapping::Absent);
         self.in_flight.remove(&block);
         self.pending.push(MapChange::Free { block, slot });
+        if defect::active(Defect::ReuseAtOnce) {
+            self.free.insert(slot);
+        }
         self.freed_since_flush += 1;
         true
     }

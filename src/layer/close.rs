@@ -5,6 +5,7 @@ use super::Layer;
 use super::open::write_header;
 use super::session::{Session, SessionCore};
 use super::table::{Survey, entries_crc};
+use crate::defect::{self, Defect};
 use crate::error::{Error, Result};
 use crate::ext::{Fingerprint, SessionId, State};
 use crate::vfs::FileExt;
@@ -19,6 +20,9 @@ impl Layer {
             return Ok(());
         }
         let mut core = session.core.lock();
+        if defect::active(Defect::CloseCookieFirst) {
+            let _ = write_header(&*self.file, &self.header, HeaderCookie::Normal);
+        }
         let result = self
             .flush_locked(session, &mut core)
             .and_then(|()| self.reclaim_locked(session, &mut core))
@@ -48,7 +52,9 @@ impl Layer {
         session.allocator.lock().set_file_bytes(end);
         let footer = self.footer.to_bytes();
         file.write_all_at(&footer, end).map_err(io("writing the footer"))?;
-        file.sync_data().map_err(io("syncing the image"))?;
+        if !defect::active(Defect::CloseWithoutSync) {
+            file.sync_data().map_err(io("syncing the image"))?;
+        }
 
         let modified = self.vfs.now();
         let superblock = &mut core.superblocks.current;

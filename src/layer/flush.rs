@@ -6,6 +6,7 @@
 
 use super::Layer;
 use super::session::{Session, SessionCore};
+use crate::defect::{self, Defect};
 use crate::error::Result;
 use crate::journal::Failure;
 use crate::sync::{Condvar, Mutex, Ordering};
@@ -91,11 +92,25 @@ impl Layer {
         if changes.is_empty() && soiled.is_empty() && commits == core.synced_commits {
             return Ok(());
         }
-        let mut result = core.journal.sync(&*self.file);
+        let mut result = match () {
+            () if defect::active(Defect::FlushWithoutSync) || defect::active(Defect::EntryBeforeData) => {
+                Ok(())
+            }
+            () => core.journal.sync(&*self.file),
+        };
+        if defect::active(Defect::CutAfterSync) {
+            changes.extend(session.allocator.lock().cut().0);
+        }
         if result.is_ok() {
             core.synced_commits = commits;
             soiled.into_iter().for_each(|slot| core.journal.quarantine_unnamed(slot));
+            if defect::active(Defect::ImageFromMemory) {
+                core.journal.take_table_from((0..).map(|block| self.map.get(block).slot()));
+            }
             result = core.journal.append(&*self.file, &mut changes);
+        }
+        if result.is_ok() && defect::active(Defect::EntryBeforeData) {
+            result = core.journal.sync(&*self.file);
         }
         if !changes.is_empty() {
             session.allocator.lock().put_back(changes);

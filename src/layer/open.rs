@@ -12,6 +12,7 @@ use super::overlay::Overlay;
 use super::recover;
 use super::session::{Session, Superblocks};
 use super::table::{self, Survey};
+use crate::defect::{self, Defect};
 use crate::error::{Error, Result};
 use crate::ext::{HEADER_BACKUP_OFFSET, Placement, SessionId, feature};
 use crate::journal::{Journal, ReplayedPage, Ring, punch_slot};
@@ -196,7 +197,10 @@ impl Opening {
         let next_allocation = superblocks.current.next_allocation;
         let session = self.start_session(&mut superblocks, next_allocation)?;
         self.write_header(HeaderCookie::Dirty)?;
-        let file_bytes = self.place.slot_offset(survey.fresh);
+        let file_bytes = match defect::active(Defect::GrowthOverFooter) {
+            true => self.headers.file_bytes,
+            false => self.place.slot_offset(survey.fresh),
+        };
         self.file.set_len(file_bytes).map_err(self.io("cutting the footer off"))?;
         self.sync()?;
         let free: BTreeSet<u32> = survey.free_slots(&self.place).collect();
@@ -226,7 +230,10 @@ impl Opening {
         superblocks: &mut Superblocks,
         next_allocation: u64,
     ) -> Result<SessionId> {
-        let session = SessionId(self.vfs.random_id().map_err(self.io("asking for a random id"))?);
+        let session = SessionId(match defect::active(Defect::SameSession) {
+            true => [7; 16],
+            false => self.vfs.random_id().map_err(self.io("asking for a random id"))?,
+        });
         superblocks
             .start_session(&*self.file, &self.place, session, next_allocation)
             .map_err(self.io("writing a superblock"))?;

@@ -11,6 +11,7 @@ use super::headers::{Condition, pair_bytes};
 use super::open::{Foreign, Opening, write_front};
 use super::session::Superblocks;
 use super::table::{self, Survey};
+use crate::defect::{self, Defect};
 use crate::error::{Error, FormatError, Result};
 use crate::ext::{PAGE_BYTES, Record, Superblock};
 use crate::journal::{Replay, ReplayError, ReplayedPage, Ring, Scan, write_zeros};
@@ -28,14 +29,20 @@ pub(super) fn recover(opening: Opening, mut superblocks: Superblocks) -> Result<
     let entries: Vec<u32> = replay.entries().collect();
     let survey = Survey::new(&opening.path, &opening.place, &entries, None)?;
     let end = opening.place.slot_offset(survey.fresh);
-    if opening.headers.file_bytes < end {
+    if opening.headers.file_bytes < end && !defect::active(Defect::RecoveryWithoutExtending) {
         opening.file.set_len(end).map_err(opening.io("extending the file over its last block"))?;
     }
-    make_images(&opening, &scan, &replay)?;
+    if !defect::active(Defect::RecoveryWithoutImages) {
+        make_images(&opening, &scan, &replay)?;
+    }
     write_in_place(&opening, &replay)?;
-    opening.file.set_len(end).map_err(opening.io("cutting the file behind its last block"))?;
+    let cut_at =
+        if defect::active(Defect::RecoveryKeepsTail) { opening.headers.file_bytes.max(end) } else { end };
+    opening.file.set_len(cut_at).map_err(opening.io("cutting the file behind its last block"))?;
     let free: BTreeSet<u32> = survey.free_slots(&opening.place).collect();
-    opening.punch_slots(&free)?;
+    if !defect::active(Defect::RecoveryKeepsFreeSlots) {
+        opening.punch_slots(&free)?;
+    }
     let next_allocation = superblocks.current.next_allocation.max(replay.next_allocation());
     drop(replay);
     let session = opening.start_session(&mut superblocks, next_allocation)?;
@@ -159,5 +166,5 @@ fn write_in_place(opening: &Opening, replay: &Replay<'_>) -> Result<()> {
         }
         .map_err(opening.io("writing journaled data in place"))?;
     }
-    opening.sync()
+    if defect::active(Defect::RecoveryWithoutSync) { Ok(()) } else { opening.sync() }
 }

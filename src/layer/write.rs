@@ -175,7 +175,7 @@ impl Drop for WriteGuard<'_> {
             return;
         }
         if self.allocating {
-            self.session.allocator.lock().abort(self.block, self.slot);
+            self.session.allocator.lock().abort(&self.layer.map, self.block, self.slot);
         }
         // Part of the payload may have reached the file, where the next flush has to sync it.
         self.session.commits.fetch_add(1, Ordering::SeqCst);

@@ -76,9 +76,7 @@ impl History {
     pub fn complete(&mut self, at: u64, first: u64, count: u64, value: u64) {
         for sector in first..first + count {
             let submitted = self.sectors.entry(sector).or_default();
-            for submitted in
-                submitted.iter_mut().rev().filter(|s| s.value == value && s.done == u64::MAX).take(1)
-            {
+            for submitted in submitted.iter_mut().rev().filter(|s| s.value == value).take(1) {
                 submitted.done = at;
             }
         }
@@ -89,24 +87,33 @@ impl History {
         self.flushes.push(Flush { called, returned });
     }
 
+    /// A flush failed at clock `at`: what it was to make durable may be lost for good, and no later flush promises it.
+    pub fn flush_failed(&mut self, at: u64) {
+        let flushed = self.flushes.iter().filter(|f| f.returned <= at).map(|f| f.called).max().unwrap_or(0);
+        for submitted in self.sectors.values_mut().flatten().filter(|s| s.done > flushed) {
+            submitted.done = u64::MAX;
+        }
+    }
+
     /// The values a sector may hold after a crash at clock `at`.
     pub fn allowed(&self, sector: u64, at: u64) -> Vec<u64> {
         let flushed = self.flushes.iter().filter(|f| f.returned <= at).map(|f| f.called).max().unwrap_or(0);
-        let Some(submitted) = self.sectors.get(&sector) else { return vec![0] };
-        let mut allowed = vec![0];
-        for s in submitted.iter().filter(|s| s.at <= at) {
-            if s.done <= flushed {
-                // All that ended before this write began is overwritten for good.
-                allowed.clear();
-            }
-            allowed.push(s.value);
-        }
-        allowed
+        self.possible(sector, at, flushed)
     }
 
-    /// The only value a sector may hold now, without a crash, if every call has returned.
-    pub fn current(&self, sector: u64) -> u64 {
-        self.sectors.get(&sector).and_then(|submitted| submitted.last()).map_or(0, |s| s.value)
+    /// The values a sector may hold now, without a crash: the last one, or any of several that were written at once.
+    pub fn current(&self, sector: u64) -> Vec<u64> {
+        self.possible(sector, u64::MAX, u64::MAX - 1)
+    }
+
+    /// What a sector may hold at clock `at` when every write that was done by `settled` is sure to have happened.
+    fn possible(&self, sector: u64, at: u64, settled: u64) -> Vec<u64> {
+        let Some(submitted) = self.sectors.get(&sector) else { return vec![0] };
+        let submitted = || submitted.iter().filter(|s| s.at <= at);
+        // What was over before a settled write began is overwritten for good; writes at once may land in either order.
+        let last = submitted().filter(|s| s.done <= settled).map(|s| s.at).max();
+        let zero = if last.is_none() { Some(0) } else { None };
+        zero.into_iter().chain(submitted().filter(|s| Some(s.done) >= last).map(|s| s.value)).collect()
     }
 
     /// Checks what the disk shows from sector `first` on after a crash at clock `at`. With `garbage`, physical sectors that
@@ -130,17 +137,22 @@ impl History {
     /// Checks what the disk shows now, without a crash.
     pub fn check_current(&self, first: u64, content: &[u8]) -> Result<(), Violation> {
         for (sector, bytes) in (first..).zip(content.chunks(SECTOR)) {
-            let (found, expected) = (value_of(bytes), self.current(sector));
-            if found != Some(expected) {
-                return Err(Violation { sector, found, allowed: vec![expected] });
+            let (found, allowed) = (value_of(bytes), self.current(sector));
+            if found.is_none_or(|found| !allowed.contains(&found)) {
+                return Err(Violation { sector, found, allowed });
             }
         }
         Ok(())
     }
 
-    /// Takes what a disk shows after a crash as its new content, all of it durable: the history goes on from there.
-    pub fn restart(&mut self, first: u64, content: &[u8]) {
+    /// Forgets everything but the values already used: a new history begins, in which every sector is zero.
+    pub fn restart(&mut self) {
         self.flushes.clear();
+        self.sectors.clear();
+    }
+
+    /// The new history begins with this durable content from sector `first` on.
+    pub fn continue_from(&mut self, first: u64, content: &[u8]) {
         for (sector, bytes) in (first..).zip(content.chunks(SECTOR)) {
             let value = value_of(bytes).unwrap_or(0);
             self.sectors.insert(sector, vec![Submitted { at: 0, done: 0, value }]);

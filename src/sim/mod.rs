@@ -16,4 +16,4 @@ pub use crash::{CrashPoint, CrashState};
 pub use faults::{Fault, FaultPlan};
 pub use history::{History, Violation};
 pub use rng::Rng;
-pub use vfs::{Counts, SimVfs, SyncHook};
+pub use vfs::{Counts, Hook, SimVfs, Underway};

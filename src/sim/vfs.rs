@@ -16,8 +16,19 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// What a hook is told: a sync or a durable write of a file is under way, its effect not complete.
-pub type SyncHook = Box<dyn Fn() + Send + Sync>;
+/// An operation that is under way when a hook is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Underway {
+    /// A plain write, not in the cache yet.
+    Write,
+    /// A durable write, not complete.
+    DurableWrite,
+    /// A sync, not complete: what the hook writes is not covered by it.
+    Sync,
+}
+
+/// Called in the middle of an operation.
+pub type Hook = Box<dyn Fn(Underway) + Send + Sync>;
 
 /// Counts of what was asked of the file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -40,7 +51,7 @@ pub struct Counts {
 #[derive(Clone)]
 pub struct SimVfs {
     state: Arc<Mutex<State>>,
-    hook: Arc<Mutex<Option<Arc<SyncHook>>>>,
+    hook: Arc<Mutex<Option<Arc<Hook>>>>,
 }
 
 struct State {
@@ -129,9 +140,8 @@ impl SimVfs {
         self.state.lock().counts
     }
 
-    /// Calls `hook` in the middle of every sync and every durable write, without holding a lock of the file system: what it
-    /// writes is not covered by that sync.
-    pub fn set_hook(&self, hook: Option<SyncHook>) {
+    /// Calls `hook` in the middle of every write and sync, without holding a lock of the file system.
+    pub fn set_hook(&self, hook: Option<Hook>) {
         *self.hook.lock() = hook.map(Arc::new);
     }
 
@@ -176,10 +186,10 @@ impl SimVfs {
         }
     }
 
-    fn run_hook(&self) {
+    fn run_hook(&self, underway: Underway) {
         let hook = self.hook.lock().clone();
         if let Some(hook) = hook {
-            hook();
+            hook(underway);
         }
     }
 }
@@ -346,6 +356,7 @@ impl File for SimFile {
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
         self.vfs.state.lock().counts.writes += 1;
+        self.vfs.run_hook(Underway::Write);
         let count = self.fault(buf.len(), true)?;
         let bytes = buf.get(..count).unwrap_or_default();
         self.with(|file| {
@@ -372,7 +383,7 @@ impl File for SimFile {
             file.cache.apply(&change);
             state.keep_crash_point(Some((self.id, &change)));
         }
-        self.vfs.run_hook();
+        self.vfs.run_hook(Underway::DurableWrite);
         self.with(|file| file.complete_durable(offset, &bytes))
     }
 
@@ -384,7 +395,7 @@ impl File for SimFile {
             state.keep_crash_point(None);
             count
         };
-        self.vfs.run_hook();
+        self.vfs.run_hook(Underway::Sync);
         let fault = self.fault(0, true);
         self.with(|file| match fault {
             Ok(_) => file.complete(count),

@@ -5,9 +5,9 @@
 //! another crash, and again, ends in an allowed state as well (F5).
 
 use crate::strict_vhd::{Guest, StrictVhd};
-use cowvhd::sim::{CrashPoint, CrashState, History, Rng, SimVfs};
+use cowvhd::sim::{CrashPoint, CrashState, Fault, FaultPlan, History, Rng, SimVfs, Underway};
 use cowvhd::vfs::{Access, File, Vfs};
-use cowvhd::{CreateOptions, Disk, OpenOptions, ZeroMode};
+use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions, ZeroMode};
 use std::collections::HashSet;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
@@ -27,8 +27,12 @@ pub struct Shape {
 }
 
 /// A few blocks of four pages and the smallest ring: checkpoints and reuse come often.
-pub const SMALL: Shape =
-    Shape { block_bytes: 16 << 10, ring_bytes: 128 << 10, size: 8 * (16 << 10) - 1024, hot_blocks: &[0..8] };
+pub const SMALL: Shape = Shape {
+    block_bytes: 16 << 10,
+    ring_bytes: 128 << 10,
+    size: 8 * (16 << 10) - 1024,
+    hot_blocks: &[0..4, 4..8],
+};
 /// Blocks spread over many pages of the block table, more than may wait for an image.
 pub const WIDE: Shape = Shape {
     block_bytes: 4 << 10,
@@ -50,6 +54,11 @@ pub const WIDE: Shape = Shape {
     ],
 };
 
+const EIO: i32 = 5;
+const EINTR: i32 = 4;
+const ENOSPC: i32 = 28;
+const FAULTS: [Fault; 4] = [Fault::Error(EIO), Fault::Error(ENOSPC), Fault::Error(EINTR), Fault::Short];
+
 /// Crash points with the history they are to be judged by.
 pub struct Segment {
     pub history: History,
@@ -63,6 +72,8 @@ pub struct Workload {
     shared: Arc<Shared>,
     rng: Rng,
     segments: Vec<Segment>,
+    faults: bool,
+    pub injected: u64,
 }
 
 /// What requests from within a sync share with the main thread of requests.
@@ -71,6 +82,8 @@ struct Shared {
     shape: Shape,
     disk: Mutex<Option<Arc<Disk>>>,
     history: Mutex<History>,
+    /// The block of the request under way on the main thread of requests, if it is a write.
+    writing: Mutex<Option<u64>>,
 }
 
 impl Shared {
@@ -78,11 +91,14 @@ impl Shared {
         Arc::clone(self.disk.lock().unwrap().as_ref().expect("the disk is open"))
     }
 
-    /// A random range: (first sector, sectors), mostly within a block.
-    fn range(&self, rng: &mut Rng) -> (u64, u64) {
+    fn hot_block(&self, rng: &mut Rng) -> u64 {
         let hot = &self.shape.hot_blocks[rng.below(self.shape.hot_blocks.len() as u64) as usize];
+        hot.start + rng.below(hot.end - hot.start)
+    }
+
+    /// A random range, mostly within `block`: (first sector, sectors).
+    fn range(&self, rng: &mut Rng, block: u64) -> (u64, u64) {
         let sectors_per_block = u64::from(self.shape.block_bytes) / SECTOR;
-        let block = hot.start + rng.below(hot.end - hot.start);
         let total = self.shape.size / SECTOR;
         let (first, count) = match rng.below(8) {
             0 => (0, sectors_per_block),
@@ -93,8 +109,8 @@ impl Shared {
         (first, count.min(total - first))
     }
 
-    fn write(&self, rng: &mut Rng) {
-        let (first, count) = self.range(rng);
+    fn write(&self, rng: &mut Rng, block: u64) {
+        let (first, count) = self.range(rng, block);
         let value = self.history.lock().unwrap().new_value();
         let mut buf = vec![0; (count * SECTOR) as usize];
         History::fill(value, &mut buf);
@@ -102,13 +118,14 @@ impl Shared {
     }
 
     fn zero(&self, rng: &mut Rng, mode: ZeroMode) {
-        let (first, count) = self.range(rng);
+        let block = self.hot_block(rng);
+        let (first, count) = self.range(rng, block);
         self.request(first, count, 0, |disk| disk.write_zeroes(first * SECTOR, count * SECTOR, mode));
     }
 
     fn discard_block(&self, rng: &mut Rng) {
         let sectors_per_block = u64::from(self.shape.block_bytes) / SECTOR;
-        let first = self.range(rng).0 / sectors_per_block * sectors_per_block;
+        let first = self.hot_block(rng) * sectors_per_block;
         let count = sectors_per_block.min(self.shape.size / SECTOR - first);
         self.request(first, count, 0, |disk| disk.discard(first * SECTOR, count * SECTOR));
     }
@@ -120,11 +137,20 @@ impl Shared {
         }
     }
 
+    /// Whether a failed sync has stopped the disk. Asks with a request that changes nothing.
+    fn flush_is_refused(&self) -> bool {
+        matches!(self.disk().discard(0, 0), Err(error) if error.kind() == ErrorKind::Poisoned)
+    }
+
     fn flush(&self) -> cowvhd::Result<()> {
         let called = self.vfs.tick();
-        self.disk().flush()?;
-        self.history.lock().unwrap().flushed(called, self.vfs.tick());
-        Ok(())
+        let result = self.disk().flush();
+        let mut history = self.history.lock().unwrap();
+        match &result {
+            Ok(()) => history.flushed(called, self.vfs.tick()),
+            Err(_) => history.flush_failed(self.vfs.tick()),
+        }
+        result
     }
 }
 
@@ -138,9 +164,22 @@ impl Workload {
             .create(Path::new(PATH))
             .unwrap();
         vfs.record(true);
-        let shared = Shared { vfs: vfs.clone(), shape, disk: Mutex::default(), history: Mutex::default() };
-        let workload =
-            Workload { vfs, shape, shared: Arc::new(shared), rng: Rng::new(seed), segments: Vec::new() };
+        let shared = Shared {
+            vfs: vfs.clone(),
+            shape,
+            disk: Mutex::default(),
+            history: Mutex::default(),
+            writing: Mutex::default(),
+        };
+        let workload = Workload {
+            vfs,
+            shape,
+            shared: Arc::new(shared),
+            rng: Rng::new(seed),
+            segments: Vec::new(),
+            faults: false,
+            injected: 0,
+        };
         workload.open();
         workload
     }
@@ -150,22 +189,32 @@ impl Workload {
         *self.shared.disk.lock().unwrap() = Some(Arc::new(disk));
     }
 
-    /// Requests arrive in the middle of about one sync in four.
+    /// Operations fail now and then: errors, a lack of space, short transfers, interruptions.
+    pub fn with_faults(&mut self) {
+        self.faults = true;
+    }
+
+    /// Requests arrive in the middle of about one operation in four.
     pub fn interleave(&self) {
+        let faults = self.faults;
         let shared = Arc::downgrade(&self.shared);
         let rng = Mutex::new(self.rng.clone());
         let busy = std::sync::atomic::AtomicBool::new(false);
-        self.vfs.set_hook(Some(Box::new(move || {
+        self.vfs.set_hook(Some(Box::new(move |underway| {
             let Some(shared) = shared.upgrade() else { return };
             if busy.swap(true, std::sync::atomic::Ordering::SeqCst) {
                 return;
             }
             let mut rng = rng.lock().unwrap();
             let idle = shared.disk.lock().unwrap().is_none();
-            if !idle && rng.one_in(4) {
+            let writing = *shared.writing.lock().unwrap();
+            // With faults a request may have to flush to find space: not from within a flush on the same thread.
+            let allowed = !faults || (underway == Underway::Write && writing.is_some());
+            if !idle && allowed && rng.one_in(4) {
+                let block = writing.filter(|_| !rng.one_in(3)).unwrap_or_else(|| shared.hot_block(&mut rng));
                 match rng.below(4) {
                     0 => shared.discard_block(&mut rng),
-                    _ => shared.write(&mut rng),
+                    _ => shared.write(&mut rng, block),
                 }
             }
             busy.store(false, std::sync::atomic::Ordering::SeqCst);
@@ -177,8 +226,18 @@ impl Workload {
         for _ in 0..steps {
             let shared = Arc::clone(&self.shared);
             let rng = &mut self.rng;
+            if self.faults && rng.one_in(5) {
+                let fault = FAULTS[rng.below(FAULTS.len() as u64) as usize];
+                let count = if rng.one_in(3) { 100 } else { 1 };
+                self.vfs.set_faults(FaultPlan::new(fault, rng.below(6), count));
+            }
             match rng.below(64) {
-                0..=29 => shared.write(rng),
+                0..=29 => {
+                    let block = shared.hot_block(rng);
+                    *shared.writing.lock().unwrap() = Some(block);
+                    shared.write(rng, block);
+                    *shared.writing.lock().unwrap() = None;
+                }
                 30..=34 => shared.zero(rng, ZeroMode::MayPunch),
                 35..=37 => shared.zero(rng, ZeroMode::KeepAllocated),
                 38..=44 => shared.discard_block(rng),
@@ -186,25 +245,44 @@ impl Workload {
                 62 => self.restart(true),
                 _ => self.restart(false),
             }
+            self.injected += self.vfs.injected_faults();
+            self.vfs.set_faults(FaultPlan::default());
+            let stopped = shared.flush_is_refused();
+            drop(shared);
+            if stopped {
+                self.restart(false);
+            }
         }
     }
 
-    /// Closes the disk, or kills its process (the page cache survives that), and opens it again.
+    /// Closes the disk (which may fail), or kills its process (the page cache survives that), and opens it again.
     fn restart(&mut self, cleanly: bool) {
         let called = self.vfs.tick();
         let disk = self.shared.disk.lock().unwrap().take().expect("the disk is open");
-        if cleanly && disk.close().is_ok() {
-            self.shared.history.lock().unwrap().flushed(called, self.vfs.tick());
+        let closed = cleanly && disk.close().is_ok();
+        {
+            let mut history = self.shared.history.lock().unwrap();
+            match closed {
+                true => history.flushed(called, self.vfs.tick()),
+                false if self.faults => history.flush_failed(self.vfs.tick()),
+                false => {}
+            }
         }
         drop(disk);
+        self.injected += self.vfs.injected_faults();
+        self.vfs.set_faults(FaultPlan::default());
         self.open();
         let content = read_hot(&self.shared.disk(), self.shape).unwrap();
         let mut history = self.shared.history.lock().unwrap();
         check_content(&history, u64::MAX, &content, false).unwrap();
         let points = self.vfs.take_crash_points();
         self.segments.push(Segment { history: history.clone(), points });
-        for (first, bytes) in content {
-            history.restart(first, &bytes);
+        // After a failed sync the cache may show what the medium does not hold: then the history just goes on.
+        if !self.faults {
+            history.restart();
+            for (first, bytes) in content {
+                history.continue_from(first, &bytes);
+            }
         }
     }
 

@@ -1,0 +1,103 @@
+//! Defects that can be switched on, one at a time, to prove that the simulator notices each (feature `defects`).
+//!
+//! The engine asks [`active`] at the places where a weaker rule would differ; without the feature the answer is a constant.
+//! `docs/crash-safety.md` lists them with the rule each one breaks.
+
+macro_rules! defects {
+    ($($(#[doc = $doc:expr])+ $name:ident,)+) => {
+        /// A rule that is broken on purpose.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[cfg_attr(not(feature = "defects"), allow(dead_code, reason = "only seeded by the power test"))]
+        pub enum Defect {
+            $($(#[doc = $doc])+ $name,)+
+        }
+
+        impl Defect {
+            /// All of them.
+            #[cfg(feature = "defects")]
+            pub const ALL: &[Defect] = &[$(Defect::$name,)+];
+
+            /// What is broken.
+            #[cfg(feature = "defects")]
+            pub fn description(self) -> &'static str {
+                match self {
+                    $(Defect::$name => concat!($($doc),+).trim_ascii(),)+
+                }
+            }
+        }
+    };
+}
+
+defects! {
+    /// A full flush does not sync before its entry.
+    FlushWithoutSync,
+    /// A full flush writes its entry before it syncs.
+    EntryBeforeData,
+    /// The cut is taken after the sync, so that it names data that was not covered.
+    CutAfterSync,
+    /// One tail for maps and data: a flush forgets map records that are not in place.
+    OneTail,
+    /// The space of the ring follows the tails in memory, not the durable ones.
+    SpaceByMemoryTails,
+    /// A freed slot is reused at once.
+    ReuseAtOnce,
+    /// A freed slot is reused before the hole in it is durable.
+    ReuseBeforePunchIsDurable,
+    /// A freed slot is reused with its old content.
+    ReuseWithoutPunch,
+    /// Recovery leaves old content in free slots.
+    RecoveryKeepsFreeSlots,
+    /// Recovery leaves what lies behind the last block.
+    RecoveryKeepsTail,
+    /// The end footer is not cut off, so that the next block grows over it.
+    GrowthOverFooter,
+    /// Every session has the same id.
+    SameSession,
+    /// Images hold the map as guests see it, not as the journal says.
+    ImageFromMemory,
+    /// Pages change in place without an image.
+    CheckpointWithoutImages,
+    /// A checkpoint moves the tails without a sync.
+    CheckpointWithoutSync,
+    /// Recovery changes pages in place without images.
+    RecoveryWithoutImages,
+    /// Recovery starts a session before what it wrote is synced.
+    RecoveryWithoutSync,
+    /// Recovery does not extend a file that ends before its last block.
+    RecoveryWithoutExtending,
+    /// A failed write leaves its block in the map and its slot in the free list.
+    FailedWriteStaysMapped,
+    /// A failed write takes the slot away from the writes that ride on it.
+    FailedWriteTakesSlot,
+    /// A slot that a failed write has touched is reused as it is.
+    SoiledSlotIsReused,
+    /// Closing turns the cookie back before everything is in place.
+    CloseCookieFirst,
+    /// Closing turns the cookie back without a sync.
+    CloseWithoutSync,
+    /// Entries count without a right CRC.
+    EntryCrcUnchecked,
+}
+
+/// Whether a defect is switched on, on this thread.
+#[cfg(feature = "defects")]
+pub(crate) fn active(defect: Defect) -> bool {
+    ACTIVE.with(|active| active.get() == Some(defect))
+}
+
+/// No defects without the feature.
+#[cfg(not(feature = "defects"))]
+pub(crate) const fn active(_: Defect) -> bool {
+    false
+}
+
+#[cfg(feature = "defects")]
+thread_local! {
+    static ACTIVE: std::cell::Cell<Option<Defect>> = const { std::cell::Cell::new(None) };
+}
+
+/// Switches a defect on, on this thread, instead of the one before.
+#[cfg(feature = "defects")]
+pub fn seed(defect: Option<Defect>) {
+    ACTIVE.with(|active| active.set(defect));
+}
