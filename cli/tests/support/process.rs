@@ -30,7 +30,22 @@ pub fn tool(program: &str) -> Command {
 
 /// Runs a command to its end, whatever that is.
 pub fn output(command: &mut Command) -> Output {
-    command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    finish(command)
+}
+
+/// The same with stdin, stdout and stderr as they are set.
+pub fn finish(command: &mut Command) -> Output {
+    let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let pid = rustix::process::Pid::from_child(&child);
+    let (sender, done) = channel();
+    let waiter = thread::spawn(move || sender.send(child.wait_with_output()));
+    let output = done.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        panic!("{command:?}: no end in sight")
+    });
+    waiter.join().expect("the waiting thread").expect("somebody listens");
+    output.unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
 /// Runs a command that must succeed, and returns what it prints on stdout.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use super::process::{find, output, printed, run, tool};
+use super::process::{find, finish, output, printed, run, tool};
 
 #[derive(Clone, Copy, Debug)]
 pub enum Reader {
@@ -81,7 +81,7 @@ fn python() -> Command {
 
 fn print_to(file: &Path, command: &mut Command) {
     let file = fs::File::create(file).expect("the raw copy");
-    let done = command.stdin(Stdio::null()).stdout(file).stderr(Stdio::piped()).output().expect("a reader");
+    let done = finish(command.stdin(Stdio::null()).stdout(file).stderr(Stdio::piped()));
     assert!(done.status.success(), "{command:?}: {}: {}", done.status, printed(&done));
 }
 
