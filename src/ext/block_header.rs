@@ -135,7 +135,7 @@ mod tests {
     /// The golden vector of FORMAT.md.
     #[test]
     fn golden_vector() {
-        let hex: String = sample().to_page(&[])[..60].iter().map(|b| format!("{b:02x}")).collect();
+        let hex: String = sample().to_page(&[])[..64].iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(
             hex,
             concat!(
@@ -146,6 +146,7 @@ mod tests {
                 "00000000",
                 "0000000000000009",
                 "000000000000000000000000",
+                "8e4bf9f5",
             )
         );
     }

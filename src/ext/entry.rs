@@ -474,10 +474,8 @@ mod tests {
         let mut bytes = Vec::new();
         let records = [Record::Alloc { block: 1, slot: 14343, allocation: 4, bitmap_set: true }];
         write_entry(header(), &records, &mut bytes);
-        let hex: String = bytes[..128].iter().map(|b| format!("{b:02x}")).collect();
-        let crc = format!("{:08x}", entry_crc(SESSION, &bytes));
         assert_eq!(
-            hex,
+            hex(&bytes[..128]),
             [
                 "636f777668644a45",
                 "00001000",
@@ -492,7 +490,7 @@ mod tests {
                 "00000020",
                 "01020304",
                 "00000000",
-                &crc,
+                "1c95bfa2",
                 "0001",
                 "0001",
                 "00000020",
@@ -504,6 +502,87 @@ mod tests {
             ]
             .concat()
         );
+        assert!(bytes[128..].iter().all(|&b| b == 0));
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|b| format!("{b:02x}")).collect()
+    }
+
+    /// FORMAT.md: which CRC-32, and what the first entry of a session names as its predecessor.
+    #[test]
+    fn crc_vectors() {
+        assert_eq!(crc32fast::hash(b"123456789"), 0xcbf4_3926);
+        assert_eq!(session_crc(SESSION), 0xfd43_631f);
+    }
+
+    /// The golden vector of FORMAT.md: the first 96 bytes of a filler, which its CRC covers with the zeros behind them.
+    #[test]
+    fn filler_golden_vector() {
+        let mut bytes = Vec::new();
+        write_filler(header(), 3 * PAGE_BYTES, &mut bytes);
+        assert_eq!(
+            hex(&bytes[..ENTRY_HEADER_BYTES]),
+            concat!(
+                "636f777668644a45",
+                "00003000",
+                "00000002",
+                "5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e",
+                "0000000000000002",
+                "0000000000003000",
+                "0000000000000001",
+                "0000000000000000",
+                "0000000000000002",
+                "0000000000003000",
+                "00000000",
+                "01020304",
+                "00000000",
+                "80ba627e",
+            )
+        );
+    }
+
+    /// The golden vectors of FORMAT.md: the head of each record, and the CRC of an entry that holds all of them.
+    #[test]
+    fn record_golden_vectors() {
+        let sector = [7; SECTOR];
+        let vectors = [
+            (
+                Record::Alloc { block: 1, slot: 14343, allocation: 4, bitmap_set: true },
+                "0001000100000020000000010000380700000000000000040000000000000000",
+            ),
+            (
+                Record::Free { block: 2, slot: 18447 },
+                "0002000000000020000000020000480f00000000000000000000000000000000",
+            ),
+            (
+                Record::Bits { slot: 14343, allocation: 4, first_sector: 8, sectors: 16 },
+                "0003000000000020000000000000380700000000000000040000000800000010",
+            ),
+            (
+                Record::Data { slot: 14343, allocation: 4, first_sector: 8, bytes: &sector },
+                "0004000000000220000000000000380700000000000000040000000800000001",
+            ),
+            (
+                Record::Zero { slot: 14343, allocation: 4, first_sector: 0, sectors: 8 },
+                "0005000000000020000000000000380700000000000000040000000000000008",
+            ),
+            (
+                Record::Image { offset: 0x1_2345_6000, bytes: &sector },
+                "0006000000000220000000012345600000000000000000000000000000000001",
+            ),
+        ];
+        for (record, head) in &vectors {
+            let mut bytes = Vec::new();
+            record.encode(&mut bytes);
+            assert_eq!(hex(&bytes[..RECORD_BYTES]), *head);
+            assert_eq!(bytes.len(), record.encoded_bytes());
+            assert!(bytes[RECORD_BYTES..].iter().all(|&b| b == 7));
+        }
+        let records: Vec<_> = vectors.iter().map(|(record, _)| *record).collect();
+        let mut bytes = Vec::new();
+        let written = write_entry(header(), &records, &mut bytes);
+        assert_eq!((written.record_bytes, written.crc), (1216, 0x3897_419f));
     }
 
     proptest! {

@@ -113,6 +113,23 @@ mod tests {
         assert!((1_044_480 + 2_000..1_044_480 + 2_100).contains(&slots), "{slots}");
     }
 
+    /// The worked example of FORMAT.md, "Slots".
+    #[test]
+    fn the_first_slots_of_a_new_image() {
+        let place = Placement::new(32, vhd::BLOCK_SIZE, 2 << 20);
+        assert_eq!((place.ring_offset, place.table_offset), (262_144, 3_145_728));
+        assert_eq!((place.slot_origin, place.slot_stride()), (7_340_032, 2_101_248));
+        for (index, page, bitmap, entry, data) in [
+            (0, 7_340_032, 7_343_616, 14_343, 7_344_128),
+            (1, 9_441_280, 9_444_864, 18_447, 9_445_376),
+            (2, 11_542_528, 11_546_112, 22_551, 11_546_624),
+        ] {
+            assert_eq!(place.slot_entry(index), Some(entry));
+            assert_eq!((place.slot_offset(index), place.block_page_offset(entry)), (page, page));
+            assert_eq!((place.bitmap_offset(entry), place.data_offset(entry)), (bitmap, data));
+        }
+    }
+
     #[test]
     fn entries_and_slots_are_inverse_and_data_is_page_aligned() {
         for block_bytes in [4096, 8192, vhd::BLOCK_SIZE] {

@@ -341,5 +341,6 @@ mod tests {
             )
         );
         assert!(bytes[176..CRC_OFFSET].iter().all(|&b| b == 0));
+        assert_eq!(bytes[CRC_OFFSET..], [0x90, 0x05, 0x74, 0xb9]);
     }
 }
