@@ -138,7 +138,7 @@ impl Connection {
 
     /// Comes for the reader; if it is there, sends what is queued and reads on.
     pub(crate) fn take_over(self: &Arc<Self>, frames: &mut Vec<Frame>) {
-        match self.reader.lock().take() {
+        match self.pick_up() {
             Some(reader) => {
                 self.send();
                 self.read(reader, frames);
@@ -197,7 +197,7 @@ impl Connection {
                 let _ = self.executing.compare_exchange(number, 0, Ordering::SeqCst, Ordering::Relaxed);
                 self.queue(frames);
             }
-            match self.reader.lock().take() {
+            match self.pick_up() {
                 Some(own) => reader = own,
                 None => {
                     self.send();
@@ -205,6 +205,11 @@ impl Connection {
                 }
             }
         }
+    }
+
+    /// Takes the reader out of its slot, and lets go of the slot.
+    fn pick_up(&self) -> Option<Box<Reader>> {
+        self.reader.lock().take()
     }
 
     fn put_down(&self, reader: Box<Reader>) {

@@ -81,7 +81,7 @@ pub(crate) fn check(request: &Request, session: &Session, export: &Export) -> Re
         _ => return Err(invalid("past the end of the export")),
     }
     let block = u64::from(MIN_BLOCK_BYTES);
-    if session.aligned && (request.offset % block != 0 || u64::from(request.length) % block != 0) {
+    if session.aligned && (!request.offset.is_multiple_of(block) || u64::from(request.length) % block != 0) {
         return Err(invalid("not a multiple of the negotiated minimum block size"));
     }
     if request.command == command::BLOCK_STATUS {
@@ -216,7 +216,7 @@ fn read(request: &Request, session: &Session, export: &Export, frames: &mut Vec<
 }
 
 fn aligned(offset: u64, length: u32) -> bool {
-    offset % u64::from(MIN_BLOCK_BYTES) == 0 && length % MIN_BLOCK_BYTES == 0
+    offset.is_multiple_of(u64::from(MIN_BLOCK_BYTES)) && length.is_multiple_of(MIN_BLOCK_BYTES)
 }
 
 struct Run {

@@ -12,7 +12,6 @@
 
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
-use std::time::Instant;
 
 /// What each connection may occupy without asking the total.
 pub(crate) const RESERVE_BYTES: usize = 256 << 10;
@@ -146,24 +145,13 @@ impl Flight {
         state.waiting = false;
     }
 
-    /// Waits until something was released, the connection is given up or `deadline` passes; `false` for the last.
-    pub(crate) fn wait_idle_until(&self, deadline: Instant) -> bool {
-        let mut state = self.state.lock();
-        while state.used > 0 && !state.abandoned {
-            state.waiting = true;
-            if self.changed.wait_until(&mut state, deadline).timed_out() {
-                return state.used == 0;
-            }
-        }
-        true
-    }
-
     /// Ends every wait: the connection is given up with requests still in flight.
     pub(crate) fn abandon(&self) {
         self.state.lock().abandoned = true;
         self.changed.notify_all();
     }
 
+    #[cfg(test)]
     pub(crate) fn is_idle(&self) -> bool {
         self.state.lock().used == 0
     }

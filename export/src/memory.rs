@@ -37,7 +37,11 @@ impl MemoryBackend {
 
     fn check(&self, offset: u64, length: u64) -> Result<(), Errno> {
         match offset.checked_add(length) {
-            Some(end) if end <= self.size_bytes && offset % 512 == 0 && length % 512 == 0 => Ok(()),
+            Some(end)
+                if end <= self.size_bytes && offset.is_multiple_of(512) && length.is_multiple_of(512) =>
+            {
+                Ok(())
+            }
             _ => Err(Errno::new(22, format!("access of {length} bytes at {offset} of {}", self.size_bytes))),
         }
     }

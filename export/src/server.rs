@@ -174,7 +174,7 @@ impl Server {
         options: ServerOptions,
     ) -> Result<Server, ServeError> {
         let size_bytes = backend.size_bytes();
-        if size_bytes % 512 != 0 {
+        if !size_bytes.is_multiple_of(512) {
             return Err(ServeError::Size { size_bytes });
         }
         let listener = Listener::bind(address, &options)?;
