@@ -3,7 +3,7 @@
 //! A fresh large allocation costs page faults, and clearing it costs as much as the copy it is for; a reused one costs
 //! neither. Invariants:
 //!
-//! 1. A buffer's memory is a power of two between [`SMALLEST`] and [`LARGEST`]; [`class_bytes`] is what a request of a given
+//! 1. A buffer's memory is a power of two between 4 KiB and 64 MiB; [`class_bytes`] is what a request of a given
 //!    length occupies, and is what the budget charges for it.
 //! 2. The pool keeps at most `keep_bytes` of idle memory; what comes back beyond that is freed.
 //! 3. A buffer handed out holds stale bytes, of whichever client: whoever takes one overwrites all of its view before any of it

@@ -37,7 +37,7 @@ use rustix::fd::OwnedFd;
 use rustix::net::Shutdown;
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -85,6 +85,8 @@ pub(crate) struct Connection {
     pub(crate) flight: Arc<Flight>,
     output: Output,
     session: OnceLock<Session>,
+    /// Set before the client learns that its handshake is over, so that it is not dropped as one that is still in it.
+    entered: AtomicBool,
     reader: Mutex<Option<Box<Reader>>>,
     extra: AtomicUsize,
     /// The number of the request that the reader's thread is executing, or 0.
@@ -104,6 +106,7 @@ impl Connection {
             flight,
             output: Output::default(),
             session: OnceLock::new(),
+            entered: AtomicBool::new(false),
             reader: Mutex::new(None),
             extra: AtomicUsize::new(0),
             executing: AtomicU64::new(0),
@@ -121,13 +124,14 @@ impl Connection {
     }
 
     pub(crate) fn in_handshake(&self) -> bool {
-        self.session.get().is_none()
+        !self.entered.load(Ordering::Acquire)
     }
 
     /// Negotiates, then reads requests.
     pub(crate) fn greet(self: &Arc<Self>, frames: &mut Vec<Frame>) {
         let deadline = Instant::now() + self.server.options.limits.handshake_timeout;
-        match negotiate(&mut Timed { socket: &self.socket, deadline }, self.export()) {
+        let entering = || self.entered.store(true, Ordering::Release);
+        match negotiate(&mut Timed { socket: &self.socket, deadline }, self.export(), entering) {
             Ok(session) => {
                 let _ = self.session.set(session);
                 self.read(Reader::new(), frames);

@@ -58,10 +58,12 @@ pub(crate) fn transmission_flags(export: &Export, structured: bool) -> u16 {
     flags
 }
 
-/// Negotiates with a client until it enters the transmission phase.
+/// Negotiates with a client until it enters the transmission phase. `entering` is called just before the client is told
+/// that it has.
 pub(crate) fn negotiate(
     stream: &mut (impl Read + Write),
     export: &Export,
+    entering: impl Fn(),
 ) -> Result<Session, HandshakeError> {
     let mut greeting = Vec::with_capacity(18);
     greeting.extend(GREETING_MAGIC.to_be_bytes());
@@ -85,7 +87,7 @@ pub(crate) fn negotiate(
         replies: Vec::new(),
     };
     for _ in 0..MAX_OPTIONS {
-        if let Some(session) = negotiation.option()? {
+        if let Some(session) = negotiation.option(&entering)? {
             return Ok(session);
         }
     }
@@ -106,7 +108,7 @@ struct Negotiation<'a, S> {
 
 impl<S: Read + Write> Negotiation<'_, S> {
     /// Handles one option; a session when it entered the transmission phase.
-    fn option(&mut self) -> Result<Option<Session>, HandshakeError> {
+    fn option(&mut self, entering: &impl Fn()) -> Result<Option<Session>, HandshakeError> {
         let mut header = [0; 16];
         self.stream.read_exact(&mut header)?;
         let mut fields = Fields(&header);
@@ -134,7 +136,7 @@ impl<S: Read + Write> Negotiation<'_, S> {
 
         self.replies.clear();
         let entered = match number {
-            option::EXPORT_NAME => return self.export_name(&data).map(Some),
+            option::EXPORT_NAME => self.export_name(&data).map(Some)?,
             option::ABORT => {
                 self.reply(number, reply::ACK, &[]);
                 // The client may be gone already, which is its right.
@@ -162,6 +164,9 @@ impl<S: Read + Write> Negotiation<'_, S> {
                 None
             }
         };
+        if entered.is_some() {
+            entering();
+        }
         self.send()?;
         Ok(entered)
     }
@@ -220,7 +225,6 @@ impl<S: Read + Write> Negotiation<'_, S> {
         if !self.no_zeroes {
             self.replies.extend([0; 124]);
         }
-        self.send()?;
         Ok(self.enter(name, false))
     }
 

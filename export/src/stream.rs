@@ -28,7 +28,7 @@ pub(crate) const MAX_DRAINED_PAYLOAD_BYTES: u32 = 2 * MAX_PAYLOAD_BYTES;
 /// between two requests is no error.
 pub fn serve_stream<S: Read + Write>(stream: &mut S, backend: Arc<dyn Backend>) -> io::Result<u64> {
     let export = Export::new(backend, BufferPool::new(1 << 20));
-    let session = match negotiate(stream, &export) {
+    let session = match negotiate(stream, &export, || {}) {
         Ok(session) => session,
         Err(HandshakeError::Aborted) => return Ok(0),
         Err(HandshakeError::Io(error)) => return Err(error),
