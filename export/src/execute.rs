@@ -32,8 +32,12 @@ const SHORT_ANSWER_EXTENTS: usize = 256;
 pub(crate) fn charge_bytes(request: &Request) -> usize {
     REQUEST_BYTES
         + match request.command {
-            // A read of part of a sector reads the whole of it: up to two sectors more.
-            command::READ => class_bytes(request.length as usize + 2 * MIN_BLOCK_BYTES as usize),
+            // A read of part of a sector reads the whole of it.
+            command::READ => {
+                let block = u64::from(MIN_BLOCK_BYTES);
+                let unaligned = request.offset % block + u64::from(request.length);
+                class_bytes(unaligned.next_multiple_of(block) as usize)
+            }
             command::WRITE => class_bytes(request.length as usize),
             command::BLOCK_STATUS => MAX_DESCRIPTORS * DESCRIPTOR_BYTES,
             _ => 0,

@@ -15,6 +15,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const BACKLOG: i32 = 128;
+/// Room for several answers in a Unix socket, so that sending seldom waits. The system doubles it for its own structures, may
+/// cut it, and a client that fetches nothing ties it up. TCP adapts its buffers by itself.
+const SEND_BUFFER_BYTES: usize = 512 << 10;
 
 pub(crate) struct Listener {
     socket: OwnedFd,
@@ -91,6 +94,8 @@ impl Listener {
             let _ = sockopt::set_tcp_keepidle(socket, Duration::from_secs(60));
             let _ = sockopt::set_tcp_keepintvl(socket, Duration::from_secs(10));
             let _ = sockopt::set_tcp_keepcnt(socket, 6);
+        } else {
+            let _ = sockopt::set_socket_send_buffer_size(socket, SEND_BUFFER_BYTES);
         }
     }
 }
