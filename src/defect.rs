@@ -37,7 +37,7 @@ defects! {
     CutAfterSync,
     /// One tail for maps and data: a flush forgets map records that are not in place.
     OneTail,
-    /// The space of the ring follows the tails in memory, not the durable ones.
+    /// The space of the ring follows the tails in memory, not the durable ones, and none of it is kept in reserve.
     SpaceByMemoryTails,
     /// A freed slot is reused at once.
     ReuseAtOnce,
@@ -49,10 +49,16 @@ defects! {
     RecoveryKeepsFreeSlots,
     /// Recovery leaves what lies behind the last block.
     RecoveryKeepsTail,
-    /// The end footer is not cut off, so that the next block grows over it.
-    GrowthOverFooter,
     /// Every session has the same id.
     SameSession,
+    /// A full flush leaves its entry out while an old data record is live.
+    OldDataStaysLive,
+    /// Zeros are not journaled by a small flush.
+    ZerosNotJournaled,
+    /// A small flush journals data without its map change.
+    DataBeforeMap,
+    /// After a failed flush the data that it took is forgotten.
+    FailedFlushForgetsData,
     /// Images hold the map as guests see it, not as the journal says.
     ImageFromMemory,
     /// Pages change in place without an image.
@@ -63,8 +69,6 @@ defects! {
     RecoveryWithoutImages,
     /// Recovery starts a session before what it wrote is synced.
     RecoveryWithoutSync,
-    /// Recovery does not extend a file that ends before its last block.
-    RecoveryWithoutExtending,
     /// A failed write leaves its block in the map and its slot in the free list.
     FailedWriteStaysMapped,
     /// A failed write takes the slot away from the writes that ride on it.

@@ -33,10 +33,7 @@ fn explore(shape: Shape, seeds: std::ops::Range<u64>, steps: usize, limit: usize
     let mut points = 0;
     let mut injected = 0;
     for seed in seeds.clone() {
-        let mut workload = Workload::new(shape, seed);
-        if weather == Weather::Faulty {
-            workload.with_faults();
-        }
+        let mut workload = Workload::new(shape, seed, weather == Weather::Faulty);
         if weather != Weather::Calm {
             workload.interleave();
         }

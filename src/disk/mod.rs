@@ -189,7 +189,7 @@ impl Disk {
         let mut rest = buf;
         for piece in self.pieces(offset, rest.len() as u64) {
             let (now, later) = rest.split_at(piece.length as usize);
-            self.layer.prepare(piece.block)?.write(piece.offset, now)?;
+            self.layer.prepare(piece.block, piece.offset..piece.offset + piece.length)?.write(now)?;
             rest = later;
         }
         Ok(())

@@ -46,13 +46,52 @@ impl MapChange {
         }
     }
 
-    fn record(&self) -> Record<'static> {
+    fn record<'a>(&self) -> Record<'a> {
         match *self {
             MapChange::Alloc { block, slot, allocation } => {
                 Record::Alloc { block, slot, allocation, bitmap_set: true }
             }
             MapChange::Free { block, slot } => Record::Free { block, slot },
         }
+    }
+}
+
+/// A piece of a block that holds data, or zeros, which no flush has covered yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DirtyExtent {
+    /// Index in the BAT.
+    pub(crate) block: u32,
+    /// The slot, by its BAT entry.
+    pub(crate) slot: u32,
+    /// First sector within the block.
+    pub(crate) first_sector: u32,
+    /// Number of sectors.
+    pub(crate) sectors: u32,
+    /// The piece was made zero, not written.
+    pub(crate) zero: bool,
+}
+
+impl DirtyExtent {
+    /// The sector behind the last one.
+    pub(crate) fn end_sector(&self) -> u32 {
+        self.first_sector + self.sectors
+    }
+
+    /// Length in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        u64::from(self.sectors) * vhd::SECTOR
+    }
+}
+
+/// A piece with its data, ready to be journaled; no data for zeros.
+pub(crate) type DirtyPiece = (DirtyExtent, Vec<u8>);
+
+fn data_record((extent, data): &DirtyPiece) -> Record<'_> {
+    let DirtyExtent { slot, first_sector, sectors, zero, .. } = *extent;
+    // I3 keeps data records apart from later allocations of their slot, so that none needs to be named.
+    match zero {
+        true => Record::Zero { slot, allocation: 0, first_sector, sectors },
+        false => Record::Data { slot, allocation: 0, first_sector, bytes: data },
     }
 }
 
@@ -150,6 +189,9 @@ impl Journal {
     }
 
     fn reserve_bytes(&self) -> u64 {
+        if defect::active(Defect::SpaceByMemoryTails) {
+            return 0;
+        }
         (self.max_image_pages() as u64 + 16) * PAGE_BYTES
     }
 
@@ -197,6 +239,55 @@ impl Journal {
             }
         }
         Ok(())
+    }
+
+    /// Makes `changes` and the data in `pieces` durable with one entry (two at the end of a lap), without syncing anything:
+    /// the data counts as live until a later sync and entry cover it. `Ok(false)`, with nothing done, where they do not fit
+    /// without a checkpoint; changes that became durable are taken off the front.
+    pub(crate) fn append_with_data(
+        &mut self,
+        file: &dyn File,
+        changes: &mut Vec<MapChange>,
+        pieces: &[DirtyPiece],
+    ) -> Result<bool, Failure> {
+        let mut records: Vec<Record<'_>> = pieces.iter().map(data_record).collect();
+        records.splice(0..0, changes.iter().map(|change| change.record()));
+        let bytes = ring::entry_bytes(records.iter().map(Record::encoded_bytes).sum());
+        // An entry that the end of the lap splits takes two pages more, and a filler one.
+        let fits = bytes <= self.ring.max_entry_bytes()
+            && bytes + 3 * PAGE_BYTES + self.reserve_bytes() <= self.ring.free_bytes()
+            && self.changes_within_image_limit(changes) == changes.len();
+        if !fits {
+            return Ok(false);
+        }
+        let mut done = 0;
+        while let Some(rest) = records.get(done..).filter(|rest| !rest.is_empty()) {
+            match self.try_append(file, rest, false, 0)? {
+                Some(appended) => {
+                    for change in changes.iter().skip(done).take(appended.records) {
+                        self.apply(change, appended.sequence);
+                    }
+                    done += appended.records;
+                }
+                None => return Err(ring_full()),
+            }
+        }
+        changes.clear();
+        Ok(true)
+    }
+
+    /// Whether a data or zero record counts that a sync has made superfluous: then a full flush must write an entry even if
+    /// it has nothing to say, or a crash would replay the old data over newer.
+    pub(crate) fn has_live_data(&self) -> bool {
+        self.ring.has_live_data()
+    }
+
+    /// An entry without records, whose data tail is itself; the caller has just synced.
+    pub(crate) fn retire_data(&mut self, file: &dyn File) -> Result<(), Failure> {
+        match self.try_append(file, &[], true, 0)? {
+            Some(_) => Ok(()),
+            None => Err(ring_full()),
+        }
     }
 
     /// How many leading changes keep the pages that need an image within their limit.
@@ -254,13 +345,7 @@ impl Journal {
 
     /// An entry without records that carries the tails, if they moved since the last one. The caller has just synced.
     pub(crate) fn append_tails(&mut self, file: &dyn File) -> Result<(), Failure> {
-        if !self.ring.tails_pending() {
-            return Ok(());
-        }
-        match self.try_append(file, &[], true, 0)? {
-            Some(_) => Ok(()),
-            None => Err(ring_full()),
-        }
+        if self.ring.tails_pending() { self.retire_data(file) } else { Ok(()) }
     }
 
     /// Brings all journaled metadata in place: images durable, pages written, synced; then the tails move (in memory,

@@ -44,6 +44,8 @@ pub(crate) struct Ring {
     last_crc: u32,
     tails: Tails,
     durable: Tails,
+    /// Sequence of the newest entry with a data or zero record; 0 for none.
+    last_data: u64,
     buffer: Vec<u8>,
 }
 
@@ -61,6 +63,7 @@ impl Ring {
             last_crc: ext::session_crc(session),
             tails,
             durable: tails,
+            last_data: 0,
             buffer: Vec::new(),
         }
     }
@@ -85,7 +88,7 @@ impl Ring {
     }
 
     /// How many bytes of records one entry can hold at most.
-    fn max_entry_bytes(&self) -> u64 {
+    pub(crate) fn max_entry_bytes(&self) -> u64 {
         (self.bytes / 4 / PAGE_BYTES).clamp(2, 256) * PAGE_BYTES
     }
 
@@ -110,6 +113,11 @@ impl Ring {
     pub(crate) fn all_in_place(&mut self) {
         let tail = RingTail { sequence: self.next_sequence, position: self.head };
         self.tails = Tails { meta: tail, data: tail };
+    }
+
+    /// Whether a data or zero record is live according to the durable tail.
+    pub(crate) fn has_live_data(&self) -> bool {
+        self.last_data >= self.durable.data.sequence && self.last_data != 0
     }
 
     /// Whether the tails in memory are ahead of the durable ones.
@@ -191,6 +199,10 @@ impl Ring {
         self.last_crc = written.crc;
         self.tails = tails;
         self.durable = tails;
+        let is_data = |record: &Record<'_>| matches!(record, Record::Data { .. } | Record::Zero { .. });
+        if records.unwrap_or_default().iter().any(is_data) {
+            self.last_data = written.sequence;
+        }
         Ok(written.sequence)
     }
 

@@ -1,15 +1,45 @@
 //! Flush: everything committed before the call is durable when it returns (I6).
 //!
-//! One flush at a time, from its cut to its durable entry; callers that arrive meanwhile share the next one. A full flush
-//! takes the cut (all map changes committed so far), then syncs, then appends the cut's records: so a record is durable
-//! only with or after the data it exposes (I1). The entry is left out where there is nothing to say.
+//! One flush at a time, from its cut to its durable entry; callers that arrive meanwhile share the next one. The cut is
+//! taken first: all map changes and data committed so far. A *small* flush then writes both into the journal, in one
+//! durable entry; the data stands in place as well, unsynced. A *full* flush syncs, then appends the map changes. Either
+//! way a map record is durable only with or after the data it exposes (I1). The full flush's entry is left out where there
+//! is nothing to say; it is needed, though, as long as a data record lives: or a crash would replay old data over what the
+//! sync has just made durable (I7).
 
 use super::Layer;
+use super::dirty;
 use super::session::{Session, SessionCore};
 use crate::defect::{self, Defect};
 use crate::error::Result;
-use crate::journal::Failure;
+use crate::journal::{DirtyExtent, Failure, MapChange};
 use crate::sync::{Condvar, Mutex, Ordering};
+use crate::vfs::FileExt;
+
+/// What a flush has to make durable: everything committed before it was taken.
+#[derive(Debug)]
+struct Cut {
+    changes: Vec<MapChange>,
+    soiled: Vec<u32>,
+    /// The data; `None` if it is too much to be journaled.
+    dirty: Option<Vec<DirtyExtent>>,
+    commits: u64,
+}
+
+impl Cut {
+    fn take(session: &Session) -> Self {
+        let mut allocator = session.allocator.lock();
+        let (changes, soiled) = allocator.cut();
+        let dirty = session.dirty.take();
+        drop(allocator);
+        // Last of all: a commit that is counted here is in the cut; one that is not makes the next flush look again.
+        Cut { changes, soiled, dirty, commits: session.commits.load(Ordering::SeqCst) }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.changes.is_empty() && self.soiled.is_empty() && self.dirty.as_ref().is_some_and(Vec::is_empty)
+    }
+}
 
 /// More slots than this in quarantine make a flush bring them back.
 const MAX_QUARANTINED_SLOTS: usize = 256;
@@ -87,35 +117,95 @@ impl Layer {
         if core.closed {
             return Ok(());
         }
-        let (mut changes, soiled) = session.allocator.lock().cut();
-        let commits = session.commits.load(Ordering::SeqCst);
-        if changes.is_empty() && soiled.is_empty() && commits == core.synced_commits {
+        let mut cut = Cut::take(session);
+        if cut.is_empty() && cut.commits == core.flushed_commits {
             return Ok(());
         }
-        let mut result = match () {
-            () if defect::active(Defect::FlushWithoutSync) || defect::active(Defect::EntryBeforeData) => {
-                Ok(())
-            }
-            () => core.journal.sync(&*self.file),
+        let result = match self.small_flush(session, core, &mut cut) {
+            Ok(false) => self.full_flush(session, core, &mut cut),
+            result => result.map(drop),
         };
-        if defect::active(Defect::CutAfterSync) {
-            changes.extend(session.allocator.lock().cut().0);
+        if result.is_err() && !defect::active(Defect::FailedFlushForgetsData) {
+            session.dirty.forget();
         }
-        if result.is_ok() {
-            core.synced_commits = commits;
-            soiled.into_iter().for_each(|slot| core.journal.quarantine_unnamed(slot));
-            if defect::active(Defect::ImageFromMemory) {
-                core.journal.take_table_from((0..).map(|block| self.map.get(block).slot()));
-            }
-            result = core.journal.append(&*self.file, &mut changes);
-        }
-        if result.is_ok() && defect::active(Defect::EntryBeforeData) {
-            result = core.journal.sync(&*self.file);
-        }
-        if !changes.is_empty() {
-            session.allocator.lock().put_back(changes);
+        if !cut.changes.is_empty() {
+            session.allocator.lock().put_back(cut.changes);
         }
         self.finish(session, core, result)
+    }
+
+    /// Journals the data itself, if it is little and nobody is writing to it: one durable write and no sync. `Ok(false)`
+    /// where a full flush is needed.
+    fn small_flush(&self, session: &Session, core: &mut SessionCore, cut: &mut Cut) -> Result<bool, Failure> {
+        let Some(extents) = &cut.dirty else { return Ok(false) };
+        let mut pieces = Vec::with_capacity(extents.len());
+        for extent in extents {
+            // A block that was freed since has a free record of its own, in this cut or a later one.
+            if self.map.get(extent.block).slot() != Some(extent.slot) {
+                continue;
+            }
+            let mut data = Vec::new();
+            if !extent.zero {
+                let range = dirty::file_range(self.place.data_offset(extent.slot), extent);
+                let Some(before) = session.writes.quiet(&range) else { return Ok(false) };
+                data.resize((range.end - range.start) as usize, 0);
+                self.file.read_or_zero_at(&mut data, range.start).map_err(|error| Failure {
+                    operation: "reading data back for the journal",
+                    error,
+                    fatal: false,
+                })?;
+                if session.writes.quiet(&range) != Some(before) {
+                    return Ok(false);
+                }
+            }
+            if !(extent.zero && defect::active(Defect::ZerosNotJournaled)) {
+                pieces.push((*extent, data));
+            }
+        }
+        if defect::active(Defect::DataBeforeMap) && !cut.changes.is_empty() {
+            let changes = std::mem::take(&mut cut.changes);
+            core.journal.append_with_data(&*self.file, &mut cut.changes, &pieces)?;
+            cut.changes = changes;
+            pieces.clear();
+            self.flushed(core, cut);
+            return Ok(true);
+        }
+        if !core.journal.append_with_data(&*self.file, &mut cut.changes, &pieces)? {
+            return Ok(false);
+        }
+        self.flushed(core, cut);
+        Ok(true)
+    }
+
+    /// Syncs, then journals the map changes; without any, and without old data records to retire, the sync is all.
+    fn full_flush(&self, session: &Session, core: &mut SessionCore, cut: &mut Cut) -> Result<(), Failure> {
+        let file = &*self.file;
+        if !defect::active(Defect::FlushWithoutSync) && !defect::active(Defect::EntryBeforeData) {
+            core.journal.sync(file)?;
+        }
+        if defect::active(Defect::CutAfterSync) {
+            let late = Cut::take(session);
+            cut.changes.extend(late.changes);
+            cut.commits = late.commits;
+        }
+        if defect::active(Defect::ImageFromMemory) {
+            core.journal.take_table_from((0..).map(|block| self.map.get(block).slot()));
+        }
+        let retire = core.journal.has_live_data() && !defect::active(Defect::OldDataStaysLive);
+        if cut.changes.is_empty() && retire {
+            core.journal.retire_data(file)?;
+        }
+        core.journal.append(file, &mut cut.changes)?;
+        if defect::active(Defect::EntryBeforeData) {
+            core.journal.sync(file)?;
+        }
+        self.flushed(core, cut);
+        Ok(())
+    }
+
+    fn flushed(&self, core: &mut SessionCore, cut: &mut Cut) {
+        core.flushed_commits = cut.commits;
+        cut.soiled.drain(..).for_each(|slot| core.journal.quarantine_unnamed(slot));
     }
 
     pub(super) fn reclaim_locked(&self, session: &Session, core: &mut SessionCore) -> Result<()> {
@@ -124,7 +214,10 @@ impl Layer {
         let result = journal
             .checkpoint(file)
             .and_then(|()| journal.punch(file, |slot| self.map.is_pinned(slot)))
-            .and_then(|()| journal.sync(file))
+            .and_then(|()| match defect::active(Defect::ReuseBeforePunchIsDurable) {
+                true => Ok(()),
+                false => journal.sync(file),
+            })
             .and_then(|()| journal.append_tails(file));
         self.finish(session, core, result)
     }

@@ -6,6 +6,7 @@
 mod allocator;
 mod close;
 mod create;
+mod dirty;
 mod flush;
 mod headers;
 mod map;

@@ -60,7 +60,7 @@ pub(crate) fn open(vfs: Arc<dyn Vfs>, path: &Path, access: Access) -> Result<Lay
     let opening = Opening::new(vfs, file, path)?;
     match access {
         Access::ReadOnly => opening.read_only(),
-        Access::ReadWrite => opening.read_write(),
+        Access::ReadWrite => opening.settle()?.read_write(),
     }
 }
 
@@ -76,7 +76,7 @@ pub(super) struct Opening {
 }
 
 impl Opening {
-    fn new(vfs: Arc<dyn Vfs>, file: Arc<dyn File>, path: &Path) -> Result<Self> {
+    pub(super) fn new(vfs: Arc<dyn Vfs>, file: Arc<dyn File>, path: &Path) -> Result<Self> {
         let headers = Headers::read(&*file, path)?;
         let decision = headers.decide(path)?;
         let place = decision.placement(path, headers.file_bytes)?;
@@ -161,6 +161,17 @@ impl Opening {
         Ok(self.into_layer(map, overlay, None, Foreign::Untouched))
     }
 
+    /// Before an image that was not closed is recovered: what a killed process left in the page cache goes to the medium, and
+    /// what the medium holds is read again. After a failed sync the cache may show metadata that the medium does not have.
+    fn settle(self) -> Result<Self> {
+        if self.decision.condition == Condition::Clean {
+            return Ok(self);
+        }
+        self.sync()?;
+        self.file.forget_cached(self.place.slot_origin).map_err(self.io("dropping cached metadata"))?;
+        Opening::new(self.vfs, self.file, &self.path)
+    }
+
     fn read_write(self) -> Result<Layer> {
         let Some((superblock, index)) = self.decision.superblock else {
             let what =
@@ -197,15 +208,13 @@ impl Opening {
         let next_allocation = superblocks.current.next_allocation;
         let session = self.start_session(&mut superblocks, next_allocation)?;
         self.write_header(HeaderCookie::Dirty)?;
-        let file_bytes = match defect::active(Defect::GrowthOverFooter) {
-            true => self.headers.file_bytes,
-            false => self.place.slot_offset(survey.fresh),
-        };
+        let file_bytes = self.place.slot_offset(survey.fresh);
         self.file.set_len(file_bytes).map_err(self.io("cutting the footer off"))?;
         self.sync()?;
         let free: BTreeSet<u32> = survey.free_slots(&self.place).collect();
         if foreign != Foreign::Untouched && !free.is_empty() {
             self.punch_slots(&free)?;
+            self.sync()?;
         }
         self.into_session(superblocks, session, &entries, survey.fresh, free, next_allocation, foreign)
     }
@@ -240,12 +249,12 @@ impl Opening {
         Ok(session)
     }
 
-    /// Makes slots read as zeros; durable on return.
+    /// Makes slots read as zeros, after the next sync durably.
     pub(super) fn punch_slots(&self, slots: &BTreeSet<u32>) -> Result<()> {
         for &slot in slots {
             punch_slot(&*self.file, &self.place, slot).map_err(self.io("punching a free block"))?;
         }
-        self.sync()
+        Ok(())
     }
 
     /// The layer of a session whose metadata is all in place.

@@ -1,9 +1,9 @@
 //! Recovery: from a file that a session left without closing to one whose metadata is all in place.
 //!
 //! Every step is durable before the next and may be repeated from the start after another crash:
-//! sync · start of the file from its backup, or the backup from it, if one was lost · the ring is scanned and replayed in
-//! memory · the file reaches over the last block · images of pages that change and have none, in the old session · pages and
-//! guest data in place · the file is cut behind the last slot and free slots are punched · a new session in both
+//! sync, and metadata is read from the medium · start of the file from its backup, or the backup from it, if one was lost · the ring is scanned and replayed in
+//! memory · images of pages that change and have none, in the old session · pages and
+//! guest data in place, the file ends behind the last slot, free slots are punched · a new session in both
 //! superblocks. Only then does anything new enter the ring, and nothing of the old session is read again.
 
 use super::Layer;
@@ -21,27 +21,25 @@ use std::collections::BTreeSet;
 
 /// Recovers the image and starts a session on it.
 pub(super) fn recover(opening: Opening, mut superblocks: Superblocks) -> Result<Layer> {
-    // What a killed process left in the page cache must be on the medium before anything is decided by it.
-    opening.sync()?;
     restore_lost_headers(&opening)?;
     let scan = scan_ring(&opening)?;
     let replay = replay(&opening, &scan)?;
     let entries: Vec<u32> = replay.entries().collect();
     let survey = Survey::new(&opening.path, &opening.place, &entries, None)?;
     let end = opening.place.slot_offset(survey.fresh);
-    if opening.headers.file_bytes < end && !defect::active(Defect::RecoveryWithoutExtending) {
-        opening.file.set_len(end).map_err(opening.io("extending the file over its last block"))?;
-    }
     if !defect::active(Defect::RecoveryWithoutImages) {
         make_images(&opening, &scan, &replay)?;
     }
     write_in_place(&opening, &replay)?;
     let cut_at =
         if defect::active(Defect::RecoveryKeepsTail) { opening.headers.file_bytes.max(end) } else { end };
-    opening.file.set_len(cut_at).map_err(opening.io("cutting the file behind its last block"))?;
+    opening.file.set_len(cut_at).map_err(opening.io("setting the file's end behind its last block"))?;
     let free: BTreeSet<u32> = survey.free_slots(&opening.place).collect();
     if !defect::active(Defect::RecoveryKeepsFreeSlots) {
         opening.punch_slots(&free)?;
+    }
+    if !defect::active(Defect::RecoveryWithoutSync) {
+        opening.sync()?;
     }
     let next_allocation = superblocks.current.next_allocation.max(replay.next_allocation());
     drop(replay);
@@ -166,5 +164,5 @@ fn write_in_place(opening: &Opening, replay: &Replay<'_>) -> Result<()> {
         }
         .map_err(opening.io("writing journaled data in place"))?;
     }
-    if defect::active(Defect::RecoveryWithoutSync) { Ok(()) } else { opening.sync() }
+    Ok(())
 }

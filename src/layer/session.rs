@@ -1,6 +1,7 @@
 //! What an image open for writing has beside its map: allocator, journal, superblocks, and the word that says it is broken.
 
 use super::allocator::Allocator;
+use super::dirty::{DirtyData, WritesUnderWay};
 use super::flush::FlushGate;
 use crate::error::{Error, Result};
 use crate::ext::{Placement, SUPERBLOCK_OFFSETS, SessionId, State, Superblock, Tail};
@@ -15,8 +16,10 @@ pub(crate) struct Session {
     pub(super) gate: FlushGate,
     pub(super) core: Mutex<SessionCore>,
     pub(super) allocator: Mutex<Allocator>,
-    /// Counts commits of writes, so that a flush knows whether anything needs a sync.
+    /// Counts commits of writes, so that a flush knows whether there is anything to do.
     pub(super) commits: AtomicU64,
+    pub(super) dirty: DirtyData,
+    pub(super) writes: WritesUnderWay,
     poisoned: AtomicBool,
     cause: Mutex<Option<String>>,
 }
@@ -26,8 +29,8 @@ pub(crate) struct Session {
 pub(crate) struct SessionCore {
     pub(super) journal: Journal,
     pub(super) superblocks: Superblocks,
-    /// The value of `commits` that the last sync covered.
-    pub(super) synced_commits: u64,
+    /// The value of `commits` that the last flush covered.
+    pub(super) flushed_commits: u64,
     /// The image was closed cleanly; nothing is left to flush.
     pub(super) closed: bool,
 }
@@ -36,9 +39,11 @@ impl Session {
     pub(super) fn new(journal: Journal, allocator: Allocator, superblocks: Superblocks) -> Self {
         Session {
             gate: FlushGate::default(),
-            core: Mutex::new(SessionCore { journal, superblocks, synced_commits: 0, closed: false }),
+            core: Mutex::new(SessionCore { journal, superblocks, flushed_commits: 0, closed: false }),
             allocator: Mutex::new(allocator),
             commits: AtomicU64::new(0),
+            dirty: DirtyData::default(),
+            writes: WritesUnderWay::default(),
             poisoned: AtomicBool::new(false),
             cause: Mutex::new(None),
         }

@@ -4,13 +4,16 @@
 //! commits. It counts from its commit. A guard dropped without a commit is a failed write.
 
 use super::Layer;
+use super::dirty::UnderWay;
 use super::map::{Mapping, Pin};
 use super::session::Session;
 use crate::error::{Error, Result};
-use crate::journal::{write_zeros, zero_range};
+use crate::journal::{DirtyExtent, write_zeros, zero_range};
 use crate::sync::Ordering;
 use crate::vfs::FileExt;
+use crate::vhd;
 use std::io;
+use std::ops::Range;
 
 /// More freed slots than this waiting to be reused make the engine bring them back itself.
 const MAX_WAITING_SLOTS: usize = 256;
@@ -22,15 +25,19 @@ pub(crate) struct WriteGuard<'a> {
     session: &'a Session,
     block: u32,
     slot: u32,
+    /// The bytes of the block that are written.
+    range: Range<u64>,
     allocating: bool,
     committed: bool,
+    /// Before the pin, so that it ends first.
+    under_way: Option<UnderWay<'a>>,
     _pin: Option<Pin<'a>>,
 }
 
 impl Layer {
-    /// Where a write to `block` goes: its slot, or a new one. Whoever holds the payload moves it to the guard's
-    /// [`WriteGuard::file_offset`] and then commits.
-    pub(crate) fn prepare(&self, block: u32) -> Result<WriteGuard<'_>> {
+    /// Where a write to bytes `range` of `block` goes: its slot, or a new one. Whoever holds the payload moves it to the
+    /// guard's [`WriteGuard::file_offset`] and then commits.
+    pub(crate) fn prepare(&self, block: u32, range: Range<u64>) -> Result<WriteGuard<'_>> {
         let session = self.session()?;
         session.check(&self.path)?;
         loop {
@@ -40,11 +47,13 @@ impl Layer {
                 session,
                 block,
                 slot,
+                range: range.clone(),
                 allocating,
                 committed: false,
+                under_way: None,
                 _pin: pin,
             };
-            let guard = match self.verify(block, mapping)? {
+            let mut guard = match self.verify(block, mapping)? {
                 Mapping::Whole(slot) => guard(slot, false, pin),
                 Mapping::Partial(slot) => {
                     self.complete_block(slot)?;
@@ -57,6 +66,8 @@ impl Layer {
                 },
             };
             self.check_open()?;
+            let at = guard.file_offset();
+            guard.under_way = Some(session.writes.begin(at..at + (range.end - range.start)));
             return Ok(guard);
         }
     }
@@ -108,15 +119,15 @@ impl Layer {
             self.session()?.check(&self.path)?;
             return Ok(());
         }
-        let guard = self.prepare(block)?;
-        let at = guard.file_offset() + offset;
+        let guard = self.prepare(block, offset..offset + length)?;
+        let at = guard.file_offset();
         let result = if keep_allocated {
             write_zeros(&*self.file, at, length)
         } else {
             zero_range(&*self.file, at, length)
         };
         result.map_err(|error| self.io_error("zeroing", at, length as usize, error))?;
-        guard.commit();
+        guard.commit_as(true);
         Ok(())
     }
 
@@ -142,14 +153,14 @@ impl Layer {
 }
 
 impl WriteGuard<'_> {
-    /// The file offset of the block's first data byte.
+    /// The file offset at which the payload goes.
     pub(crate) fn file_offset(&self) -> u64 {
-        self.layer.place.data_offset(self.slot)
+        self.layer.place.data_offset(self.slot) + self.range.start
     }
 
-    /// Writes `buf` at byte `offset` of the block and commits.
-    pub(crate) fn write(self, offset: u64, buf: &[u8]) -> Result<()> {
-        let at = self.file_offset() + offset;
+    /// Writes the payload, as long as the range the guard was made for, and commits.
+    pub(crate) fn write(self, buf: &[u8]) -> Result<()> {
+        let at = self.file_offset();
         self.layer
             .file
             .write_all_at(buf, at)
@@ -159,12 +170,29 @@ impl WriteGuard<'_> {
     }
 
     /// The payload is in the file: publishes the block, if it is new. From here on the write counts.
-    pub(crate) fn commit(mut self) {
+    pub(crate) fn commit(self) {
+        self.commit_as(false);
+    }
+
+    fn commit_as(mut self, zero: bool) {
         self.committed = true;
+        let sectors = |bytes: u64| (bytes / vhd::SECTOR) as u32;
+        let extent = DirtyExtent {
+            block: self.block,
+            slot: self.slot,
+            first_sector: sectors(self.range.start),
+            sectors: sectors(self.range.end - self.range.start),
+            zero,
+        };
         if self.allocating {
-            self.session.allocator.lock().commit(&self.layer.map, self.block, self.slot);
+            // One step for a flush's cut: never the map change without its data.
+            let mut allocator = self.session.allocator.lock();
+            allocator.commit(&self.layer.map, self.block, self.slot);
+            self.session.dirty.add(extent);
+        } else {
+            self.session.dirty.add(extent);
         }
-        // After the change is pending: a flush that sees this count also sees the change.
+        // After all that: a flush that sees this count also sees the change.
         self.session.commits.fetch_add(1, Ordering::SeqCst);
     }
 }

@@ -405,6 +405,13 @@ impl File for SimFile {
         fault.map(|_| ())
     }
 
+    fn forget_cached(&self, _length: u64) -> io::Result<()> {
+        self.with(|file| {
+            file.cache = file.medium.clone();
+            file.pending.iter().for_each(|change| file.cache.apply(change));
+        })
+    }
+
     fn set_len(&self, length: u64) -> io::Result<()> {
         self.vfs.state.lock().counts.set_lengths += 1;
         self.fault(0, true)?;

@@ -1,9 +1,10 @@
 //! The operating system's files (Linux).
 
 use super::{Access, File, FileTime, LockMode, Vfs, lock};
-use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT};
+use rustix::fs::{Advice, FallocateFlags, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::ReadWriteFlags;
 use std::io::{self, IoSlice};
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -106,6 +107,10 @@ impl File for HostFile {
 
     fn sync_data(&self) -> io::Result<()> {
         Ok(rustix::fs::fdatasync(&self.fd)?)
+    }
+
+    fn forget_cached(&self, length: u64) -> io::Result<()> {
+        Ok(rustix::fs::fadvise(&self.fd, 0, NonZeroU64::new(length), Advice::DontNeed)?)
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {

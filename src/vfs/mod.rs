@@ -75,6 +75,10 @@ pub trait File: Send + Sync + fmt::Debug {
     /// Returns when all writes, size changes and holes that completed before the call are on the medium.
     fn sync_data(&self) -> io::Result<()>;
 
+    /// Makes the next reads below `length` come from the medium, as far as the cache lets go of it (best effort). After a
+    /// failed sync a cache may show what the medium does not hold, and call it clean.
+    fn forget_cached(&self, length: u64) -> io::Result<()>;
+
     /// Cuts the file, or extends it with zeros.
     fn set_len(&self, length: u64) -> io::Result<()>;
 

@@ -72,7 +72,6 @@ pub struct Workload {
     shared: Arc<Shared>,
     rng: Rng,
     segments: Vec<Segment>,
-    faults: bool,
     pub injected: u64,
 }
 
@@ -84,6 +83,7 @@ struct Shared {
     history: Mutex<History>,
     /// The block of the request under way on the main thread of requests, if it is a write.
     writing: Mutex<Option<u64>>,
+    faults: bool,
 }
 
 impl Shared {
@@ -132,8 +132,9 @@ impl Shared {
 
     fn request(&self, first: u64, count: u64, value: u64, call: impl FnOnce(&Disk) -> cowvhd::Result<()>) {
         self.history.lock().unwrap().submit(self.vfs.tick(), first, count, value);
-        if call(&self.disk()).is_ok() {
-            self.history.lock().unwrap().complete(self.vfs.tick(), first, count, value);
+        match call(&self.disk()) {
+            Ok(()) => self.history.lock().unwrap().complete(self.vfs.tick(), first, count, value),
+            Err(error) => assert!(self.faults, "a request failed without reason: {error}"),
         }
     }
 
@@ -148,15 +149,19 @@ impl Shared {
         let mut history = self.history.lock().unwrap();
         match &result {
             Ok(()) => history.flushed(called, self.vfs.tick()),
-            Err(_) => history.flush_failed(self.vfs.tick()),
+            Err(error) => {
+                assert!(self.faults, "a flush failed without reason: {error}");
+                history.flush_failed(self.vfs.tick());
+            }
         }
         result
     }
 }
 
 impl Workload {
-    /// A new disk; crash points are recorded from its first open on.
-    pub fn new(shape: Shape, seed: u64) -> Self {
+    /// A new disk; crash points are recorded from its first open on. With `faults` operations fail now and then: errors, a
+    /// lack of space, short transfers, interruptions.
+    pub fn new(shape: Shape, seed: u64, faults: bool) -> Self {
         let vfs = SimVfs::new(seed);
         CreateOptions::new(shape.size)
             .test_geometry(shape.block_bytes, shape.ring_bytes)
@@ -170,6 +175,7 @@ impl Workload {
             disk: Mutex::default(),
             history: Mutex::default(),
             writing: Mutex::default(),
+            faults,
         };
         let workload = Workload {
             vfs,
@@ -177,7 +183,6 @@ impl Workload {
             shared: Arc::new(shared),
             rng: Rng::new(seed),
             segments: Vec::new(),
-            faults: false,
             injected: 0,
         };
         workload.open();
@@ -189,14 +194,9 @@ impl Workload {
         *self.shared.disk.lock().unwrap() = Some(Arc::new(disk));
     }
 
-    /// Operations fail now and then: errors, a lack of space, short transfers, interruptions.
-    pub fn with_faults(&mut self) {
-        self.faults = true;
-    }
-
     /// Requests arrive in the middle of about one operation in four.
     pub fn interleave(&self) {
-        let faults = self.faults;
+        let faults = self.shared.faults;
         let shared = Arc::downgrade(&self.shared);
         let rng = Mutex::new(self.rng.clone());
         let busy = std::sync::atomic::AtomicBool::new(false);
@@ -226,7 +226,7 @@ impl Workload {
         for _ in 0..steps {
             let shared = Arc::clone(&self.shared);
             let rng = &mut self.rng;
-            if self.faults && rng.one_in(5) {
+            if shared.faults && rng.one_in(5) {
                 let fault = FAULTS[rng.below(FAULTS.len() as u64) as usize];
                 let count = if rng.one_in(3) { 100 } else { 1 };
                 self.vfs.set_faults(FaultPlan::new(fault, rng.below(6), count));
@@ -264,7 +264,7 @@ impl Workload {
             let mut history = self.shared.history.lock().unwrap();
             match closed {
                 true => history.flushed(called, self.vfs.tick()),
-                false if self.faults => history.flush_failed(self.vfs.tick()),
+                false if self.shared.faults => history.flush_failed(self.vfs.tick()),
                 false => {}
             }
         }
@@ -278,7 +278,7 @@ impl Workload {
         let points = self.vfs.take_crash_points();
         self.segments.push(Segment { history: history.clone(), points });
         // After a failed sync the cache may show what the medium does not hold: then the history just goes on.
-        if !self.faults {
+        if !self.shared.faults {
             history.restart();
             for (first, bytes) in content {
                 history.continue_from(first, &bytes);
