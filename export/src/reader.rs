@@ -17,20 +17,26 @@ use std::time::Instant;
 
 const BUFFER_BYTES: usize = 128 << 10;
 /// What is missing of a payload is received straight into its place from this length on.
-const DIRECT_BYTES: usize = 16 << 10;
+const DIRECT_BYTES: usize = 8 << 10;
+/// While a client writes payloads from this length on, headers are received with little of what follows them, so that most
+/// of a payload is copied once.
+const LARGE_PAYLOAD_BYTES: usize = 16 << 10;
+const HEADER_FILL_BYTES: usize = 4 << 10;
 
 /// The reading end of a connection. There is one per connection, and whoever holds it is the connection's reader.
 pub(crate) struct Reader {
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
+    /// How much is received at once in search of a header.
+    fill_bytes: usize,
     /// Counts requests, so that each execution by the reader has a number of its own.
     pub(crate) sequence: u64,
 }
 
 impl Reader {
     pub(crate) fn new() -> Box<Self> {
-        Box::new(Reader { buffer: vec![0; BUFFER_BYTES].into(), start: 0, end: 0, sequence: 0 })
+        Box::new(Reader { buffer: vec![0; BUFFER_BYTES].into(), start: 0, end: 0, fill_bytes: BUFFER_BYTES, sequence: 0 })
     }
 
     fn buffered(&self) -> &[u8] {
@@ -89,7 +95,7 @@ impl Reader {
             }
             self.compact();
             connection.send();
-            let room = &mut self.buffer[self.end..];
+            let room = &mut self.buffer[self.end..self.fill_bytes];
             let received = if self.end == 0 {
                 socket::receive(&connection.socket, room)?
             } else {
@@ -112,6 +118,7 @@ impl Reader {
     }
 
     fn payload(&mut self, connection: &Arc<Connection>, payload: &mut [u8]) -> Result<(), End> {
+        self.fill_bytes = if payload.len() >= LARGE_PAYLOAD_BYTES { HEADER_FILL_BYTES } else { BUFFER_BYTES };
         let mut filled = self.take_buffered(payload);
         if filled == payload.len() {
             return Ok(());
