@@ -15,7 +15,8 @@ pub trait Backend: Send + Sync {
     /// Whether writes are refused. The server then refuses them itself and tells its clients beforehand.
     fn read_only(&self) -> bool;
 
-    /// Fills all of `buf` from `offset`. What `buf` holds on entry is of no meaning; after `Ok` every byte of it is sent.
+    /// Fills all of `buf` from `offset`. What `buf` holds on entry is of no meaning; after `Ok` every byte of it is
+    /// sent.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Errno>;
 
     /// Writes all of `buf` at `offset`. Later reads on any connection see it; it is durable after the next flush.

@@ -6,8 +6,8 @@
 //! 1. A buffer's memory is a power of two between 4 KiB and 64 MiB; [`class_bytes`] is what a request of a given
 //!    length occupies, and is what the budget charges for it.
 //! 2. The pool keeps at most `keep_bytes` of idle memory; what comes back beyond that is freed.
-//! 3. A buffer handed out holds stale bytes, of whichever client: whoever takes one overwrites all of its view before any of it
-//!    is sent.
+//! 3. A buffer handed out holds stale bytes, of whichever client: whoever takes one overwrites all of its view before
+//!    any of it is sent.
 
 use parking_lot::Mutex;
 use std::ops::{Deref, DerefMut, Range};

@@ -2,21 +2,24 @@
 //!
 //! The right to read requests is the [`Reader`] itself. Whoever holds it reads a request and then decides:
 //!
-//! * A request whose kind has been fast is executed at once, by the same thread. While it is executed, the reader lies in
-//!   [`Connection::reader`], where the [monitor](crate::monitor) can have it taken by another thread should the request turn out
-//!   to hang. Afterwards the thread takes it back and goes on.
-//! * A slow one is executed while another thread reads on: either the reader is left to a fresh thread and the request executed
-//!   here, or, when more requests wait in the buffer already, the request is given away and reading goes on here.
+//! * A request whose kind has been fast is executed at once, by the same thread. While it is executed, the reader
+//!   lies in [`Connection::reader`], where the [monitor](crate::monitor) can have it taken by another thread should
+//!   the request turn out to hang. Afterwards the thread takes it back and goes on.
+//! * A slow one is executed while another thread reads on: either the reader is left to a fresh thread and the
+//!   request executed here, or, when more requests wait in the buffer already, the request is given away and reading
+//!   goes on here.
 //!
 //! Invariants:
 //!
-//! 1. There is one reader. It is held by one thread, or lies in the slot, and then a thread that put it there comes back for
-//!    it or a thread has been sent for it.
-//! 2. Of the threads that serve a connection all but one are counted in `extra`, and a thread that comes for the reader
-//!    and finds none leaves and takes one off the count. The limits on that count bound how many requests are executed at once;
-//!    when it is used up, the thread that reads executes, and the client's further requests wait in the socket.
+//! 1. There is one reader. It is held by one thread, or lies in the slot, and then a thread that put it there comes
+//!    back for it or a thread has been sent for it.
+//! 2. Of the threads that serve a connection all but one are counted in `extra`, and a thread that comes for the
+//!    reader and finds none leaves and takes one off the count. The limits on that count bound how many requests are
+//!    executed at once; when it is used up, the thread that reads executes, and the client's further requests wait in
+//!    the socket.
 //! 3. Answers are queued by whoever executed and sent before the thread waits for anything.
-//! 4. When reading has ended, the connection stays until every request in flight is answered or the client is beyond reach.
+//! 4. When reading has ended, the connection stays until every request in flight is answered or the client is beyond
+//!    reach.
 
 use crate::buffer::Buffer;
 use crate::execute::execute;
@@ -24,7 +27,7 @@ use crate::export::Export;
 use crate::flight::{Flight, Permit};
 use crate::frame::Frame;
 use crate::handshake::{Session, negotiate};
-use crate::options::Event;
+use crate::options::{Event, from_now};
 use crate::output::{Output, Sent};
 use crate::pace::Kind;
 use crate::pool::Task;
@@ -129,7 +132,7 @@ impl Connection {
 
     /// Negotiates, then reads requests.
     pub(crate) fn greet(self: &Arc<Self>, frames: &mut Vec<Frame>) {
-        let deadline = Instant::now() + self.server.options.limits.handshake_timeout;
+        let deadline = from_now(self.server.options.limits.handshake_timeout);
         let entering = || self.entered.store(true, Ordering::Release);
         match negotiate(&mut Timed { socket: &self.socket, deadline }, self.export(), entering) {
             Ok(session) => {
@@ -293,6 +296,12 @@ impl Connection {
         if self.output.send_stalled(&self.socket, &self.server.options.limits).is_err() {
             self.cut();
         }
+    }
+
+    /// Gives the connection up after a thread of it has panicked.
+    pub(crate) fn give_up(&self) {
+        self.flight.abandon();
+        self.over("the server failed; this is a defect of it".into());
     }
 
     /// Ends the connection at once, whatever is in flight.

@@ -1,8 +1,8 @@
 //! The exported disk as requests see it: any byte range, on top of a backend that takes whole sectors.
 //!
-//! Reads widen to whole sectors and show the part asked for. Writes and zeroings of part of a sector read it, change it and write
-//! it back, kept apart from every other change of that sector by [`RangeGate`]. Trims shrink to the whole sectors
-//! inside. A backend that panics has failed that one request with `EIO`, no more.
+//! Reads widen to whole sectors and show the part asked for. Writes and zeroings of part of a sector read it, change
+//! it and write it back, kept apart from every other change of that sector by [`RangeGate`]. Trims shrink to the
+//! whole sectors inside. A backend that panics has failed that one request with `EIO`, no more.
 
 use crate::backend::{Backend, Errno, Extent};
 use crate::buffer::{Buffer, BufferPool};
@@ -139,7 +139,7 @@ impl Export {
                 return Err(Errno::new(
                     5,
                     format!(
-                        "the backend's extents of {length} bytes at {offset} do not cover them: {extent:?} where {at} was due"
+                        "the backend's extents of {length} bytes at {offset} do not cover them: {extent:?} at {at}"
                     ),
                 ));
             }

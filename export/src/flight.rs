@@ -4,9 +4,9 @@
 //! released when the last byte of the answer has gone into the socket or the connection is given up. Invariants:
 //!
 //! 1. A connection's requests occupy at most `connection_bytes`; only its own reader waits for that.
-//! 2. Beyond a small reserve that each connection has to itself, all connections together occupy at most `total_bytes`. So the
-//!    server's memory is bounded by `connections * RESERVE + total_bytes`, and a client with ordinary small requests never
-//!    waits for what others occupy.
+//! 2. Beyond a small reserve that each connection has to itself, all connections together occupy at most
+//!    `total_bytes`. So the server's memory is bounded by `connections * RESERVE + total_bytes`, and a client with
+//!    ordinary small requests never waits for what others occupy.
 //! 3. Those that wait for the total are served in the order they came: a large request is not starved by small ones.
 //! 4. A connection with nothing charged has nothing in flight: neither executing nor unsent.
 

@@ -1,7 +1,7 @@
 //! Reply frames: what goes onto the wire in one piece, a header and perhaps a body.
 //!
-//! One request is answered by one frame, or with structured replies by several, of which the last carries the done flag. Frames
-//! of different requests may be interleaved; the frames of one request stay in order.
+//! One request is answered by one frame, or with structured replies by several, of which the last carries the done
+//! flag. Frames of different requests may be interleaved; the frames of one request stay in order.
 
 use crate::buffer::Buffer;
 use crate::flight::Permit;

@@ -1,8 +1,8 @@
 //! The handshake: fixed newstyle negotiation, from the greeting to the transmission phase.
 //!
-//! Works on any reader and writer; whoever calls gives them their deadline. Bounded in everything: an option's data is
-//! kept only up to [`MAX_OPTION_BYTES`], read and dropped up to [`MAX_DRAINED_BYTES`], and beyond that ends the connection, as do
-//! more than [`MAX_OPTIONS`] options.
+//! Works on any reader and writer; whoever calls gives them their deadline. Bounded in everything: an option's data
+//! is kept only up to [`MAX_OPTION_BYTES`], read and dropped up to [`MAX_DRAINED_BYTES`], and beyond that ends the
+//! connection, as do more than [`MAX_OPTIONS`] options.
 
 use crate::export::Export;
 use crate::protocol::{

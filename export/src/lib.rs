@@ -1,7 +1,7 @@
 //! Exports of cowvhd disks over the network: an NBD server.
 //!
-//! Any [`Backend`] becomes a disk that QEMU, libnbd, the Linux kernel and everything else that speaks NBD can attach. One server
-//! serves one disk to many clients at once; a flush on any connection covers what all connections wrote.
+//! Any [`Backend`] becomes a disk that QEMU, libnbd, the Linux kernel and everything else that speaks NBD can attach.
+//! One server serves one disk to many clients at once; a flush on any connection covers what all connections wrote.
 //!
 //! ```no_run
 //! use cowvhd_export::{MemoryBackend, NbdAddress, Server, ServerOptions};
@@ -19,9 +19,9 @@
 //!
 //! # What is spoken
 //!
-//! Fixed newstyle negotiation without TLS; every export name is the one disk. Simple and structured replies, `base:allocation`
-//! block status, trim, zeroing (also fast, also without holes), cache hints, FUA, flush, `CAN_MULTI_CONN`. Clients that
-//! negotiate block sizes are held to 512 bytes; others may access any byte range.
+//! Fixed newstyle negotiation without TLS; every export name is the one disk. Simple and structured replies,
+//! `base:allocation` block status, trim, zeroing (also fast, also without holes), cache hints, FUA, flush,
+//! `CAN_MULTI_CONN`. Clients that negotiate block sizes are held to 512 bytes; others may access any byte range.
 //!
 //! # How a request travels
 //!
@@ -33,15 +33,16 @@
 //!                                              reads on, or executes                             own thread waits
 //! ```
 //!
-//! `handshake` negotiates; `reader` takes requests off the socket; `execute` judges and executes them on `export`, which
-//! turns byte ranges into sectors; `frame` and `output` carry the answers. `connection` says which thread does what, by the
-//! experience in `pace` and under the eyes of `monitor`; `pool` holds the threads, `flight` the memory budget.
+//! `handshake` negotiates; `reader` takes requests off the socket; `execute` judges and executes them on `export`,
+//! which turns byte ranges into sectors; `frame` and `output` carry the answers. `connection` says which thread does
+//! what, by the experience in `pace` and under the eyes of `monitor`; `pool` holds the threads, `flight` the memory
+//! budget.
 //!
 //! # Hostile clients
 //!
-//! Nothing a client sends is believed before it was checked. Memory, threads, connections and the time of a handshake or transfer
-//! are bounded by [`Limits`]; a client that stalls holds only what is its own share and is disconnected in time.
-//! [`serve_stream`] runs the same protocol code on any byte stream, for fuzzers.
+//! Nothing a client sends is believed before it was checked. Memory, threads, connections and the time of a handshake
+//! or transfer are bounded by [`Limits`]; a client that stalls holds only what is its own share and is disconnected
+//! in time. [`serve_stream`] runs the same protocol code on any byte stream, for fuzzers.
 
 mod address;
 mod backend;

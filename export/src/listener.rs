@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const BACKLOG: i32 = 128;
-/// Room for several answers in a Unix socket, so that sending seldom waits. The system doubles it for its own structures, may
-/// cut it, and a client that fetches nothing ties it up. TCP adapts its buffers by itself.
+/// Room for several answers in a Unix socket, so that sending seldom waits. The system doubles it for its own
+/// structures, may cut it, and a client that fetches nothing ties it up. TCP adapts its buffers by itself.
 const SEND_BUFFER_BYTES: usize = 512 << 10;
 
 pub(crate) struct Listener {

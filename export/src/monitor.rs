@@ -1,8 +1,9 @@
 //! Watches for requests that hang in the thread that reads.
 //!
-//! Fast requests are executed by the thread that read them. Should one of them hang after all, the client's other requests
-//! would wait behind it. So a thread looks every [`TICK`] at what each connection's reading thread is executing, and where
-//! it is still the same request, sends another thread to read on. With nothing to watch it sleeps.
+//! Fast requests are executed by the thread that read them. Should one of them hang after all, the client's other
+//! requests would wait behind it. So a thread looks every [`TICK`] at what each connection's reading thread is
+//! executing, and where it is still the same request, sends another thread to read on. With nothing to watch it
+//! sleeps.
 
 use crate::server::Shared;
 use parking_lot::{Condvar, Mutex};

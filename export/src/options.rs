@@ -66,8 +66,9 @@ pub enum Event {
 
 /// Bounds on what clients may take, all of them together and each alone.
 ///
-/// The memory that clients can make the server hold is at most `total_bytes` plus 0.5 MiB for each connection, and
-/// `idle_buffer_bytes`.
+/// The memory that clients can make the server hold is at most `total_bytes`, `idle_buffer_bytes`, 0.5 MiB for each
+/// connection and 1 MiB for each request that is being executed. The system's socket buffers come on top, about 1 MiB
+/// for a Unix socket whose client fetches nothing. Threads: two for each connection, and `workers`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Connections at once. When they are used up, a newcomer takes the place of the oldest client that has not
@@ -76,7 +77,7 @@ pub struct Limits {
     /// Payloads and answers in flight on one connection, in bytes.
     pub connection_bytes: usize,
     /// Payloads and answers in flight on all connections together, in bytes; not counted are the first 256 KiB of each.
-    /// At least twice the maximum request, whatever is set.
+    /// At least 128 MiB, whatever is set: four requests of the maximum size.
     pub total_bytes: usize,
     /// Slow requests of one connection that are executed at once.
     pub workers_per_connection: usize,
@@ -84,8 +85,9 @@ pub struct Limits {
     pub workers: usize,
     /// The time a client has for its handshake.
     pub handshake_timeout: Duration,
-    /// The time a client may leave a transfer (the rest of a request, or the answers it does not fetch) without progress,
-    /// and the grace it has on top of `min_bytes_per_second`. A client with nothing under way may be idle forever.
+    /// The time a client may leave a transfer (the rest of a request, or the answers it does not fetch) without
+    /// progress, and the grace it has on top of `min_bytes_per_second`. A client with nothing under way may be idle
+    /// forever.
     pub stall_timeout: Duration,
     /// The slowest transfer that is put up with.
     pub min_bytes_per_second: u64,
@@ -116,6 +118,12 @@ impl Limits {
     /// By when a transfer of `bytes` that starts now has to be over.
     pub(crate) fn transfer_deadline(&self, bytes: usize) -> Instant {
         let seconds = bytes as u64 / self.min_bytes_per_second.max(1);
-        Instant::now() + self.stall_timeout + Duration::from_secs(seconds)
+        from_now(self.stall_timeout.saturating_add(Duration::from_secs(seconds)))
     }
+}
+
+/// The moment `length` from now, or one that nobody will live to see.
+pub(crate) fn from_now(length: Duration) -> Instant {
+    const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+    Instant::now() + length.min(FOREVER)
 }

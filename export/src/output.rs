@@ -1,11 +1,13 @@
 //! A connection's answers on their way into the socket.
 //!
-//! Any thread appends frames; whoever asks to send becomes the sender unless there is one already, and sends everything queued,
-//! also what others append meanwhile, many frames with one call. Invariants:
+//! Any thread appends frames; whoever asks to send becomes the sender unless there is one already, and sends
+//! everything queued, also what others append meanwhile, many frames with one call. Invariants:
 //!
-//! 1. There is at most one sender, and while frames are queued there is one, or a thread of the connection is about to ask.
-//! 2. [`Output::send`] never waits for the client. When the socket is full, it leaves what is left to [`Output::send_stalled`], which
-//!    runs in a thread of its own, so that no worker and no reader is ever held by a client that does not fetch its answers.
+//! 1. There is at most one sender, and while frames are queued there is one, or a thread of the connection is about
+//!    to ask.
+//! 2. [`Output::send`] never waits for the client. When the socket is full, it leaves what is left to
+//!    [`Output::send_stalled`], which runs in a thread of its own, so that no worker and no reader is ever held by a
+//!    client that does not fetch its answers.
 //! 3. Nothing is queued without a permit of the connection's budget, which bounds the queue.
 //! 4. Once broken, frames are dropped as they come, which releases their permits.
 
@@ -21,6 +23,8 @@ use std::io::{self, IoSlice};
 const MAX_PARTS: usize = 128;
 /// Bytes after which no further frame joins a call.
 const CALL_BYTES: usize = 512 << 10;
+/// A queue that a flood has made longer than this is not kept.
+const KEEP_FRAMES: usize = 1024;
 
 #[derive(Default)]
 pub(crate) struct Output {
@@ -124,7 +128,9 @@ impl Output {
     fn next_batch(&self, spent: Option<VecDeque<Frame>>, is_sender: bool) -> Option<Batch> {
         let is_sender = is_sender || spent.is_some();
         let mut state = self.state.lock();
-        if let Some(spent) = spent {
+        if let Some(spent) = spent
+            && spent.capacity() <= KEEP_FRAMES
+        {
             state.spare = spent;
         }
         if state.sending && !is_sender {

@@ -1,8 +1,8 @@
 //! Predicts whether a request will be slow, from how long requests of its kind have taken.
 //!
-//! A request that takes a few microseconds is best executed by the thread that read it; passing it on costs more than it
-//! saves. One that waits for a medium must not keep the thread from reading the next. Which it is depends on the backend, the
-//! cache and the moment, so it is measured: one moving average per kind, shared by all connections.
+//! A request that takes a few microseconds is best executed by the thread that read it; passing it on costs more than
+//! it saves. One that waits for a medium must not keep the thread from reading the next. Which it is depends on the
+//! backend, the cache and the moment, so it is measured: one moving average per kind, shared by all connections.
 
 use crate::protocol::{Request, command, flag};
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,11 +1,12 @@
 //! Threads that serve connections.
 //!
 //! A thread has no fixed role: it reads one connection's requests, executes one, or sends answers, whatever the
-//! [`Task`] says, and then waits for the next task; one that waits too long ends. What bounds the number of threads is what bounds
-//! the tasks: one reader and at most one sender per connection, and the limit of workers.
+//! [`Task`] says, and then waits for the next task; one that waits too long ends. What bounds the number of threads
+//! is what bounds the tasks: one reader and at most one sender per connection, and the limit of workers.
 
 use crate::connection::{Connection, Job};
 use parking_lot::{Condvar, Mutex};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,17 @@ pub(crate) enum Task {
     Run(Arc<Connection>, Job),
     /// Send the answers a client is slow to fetch.
     Send(Arc<Connection>),
+}
+
+impl Task {
+    fn connection(&self) -> &Arc<Connection> {
+        match self {
+            Task::Greet(connection)
+            | Task::Read(connection)
+            | Task::Run(connection, _)
+            | Task::Send(connection) => connection,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -85,11 +97,16 @@ impl Pool {
     fn work(self: &Arc<Self>, seat: &Arc<Seat>) {
         let mut frames = Vec::new();
         while let Some(task) = self.next_task(seat) {
-            match task {
+            let connection = Arc::clone(task.connection());
+            let done = catch_unwind(AssertUnwindSafe(|| match task {
                 Task::Greet(connection) => connection.greet(&mut frames),
                 Task::Read(connection) => connection.take_over(&mut frames),
                 Task::Run(connection, job) => connection.run_job(job, &mut frames),
                 Task::Send(connection) => connection.send_stalled(),
+            }));
+            if done.is_err() {
+                frames.clear();
+                connection.give_up();
             }
         }
     }

@@ -1,12 +1,13 @@
 //! Keeps byte-granular writes and sector-granular writes of the same sector apart.
 //!
-//! A write that does not cover whole sectors reads the sector, changes some bytes and writes it back. Were another client's
-//! write of that sector to complete in between, its bytes would be lost although they were acknowledged. So every changing
-//! request enters here with the range of whole sectors it touches: ordinary ones *shared* (they may overlap each other, as on any
-//! disk), read-modify-writes *exclusive*. Invariants:
+//! A write that does not cover whole sectors reads the sector, changes some bytes and writes it back. Were another
+//! client's write of that sector to complete in between, its bytes would be lost although they were acknowledged. So
+//! every changing request enters here with the range of whole sectors it touches: ordinary ones *shared* (they may
+//! overlap each other, as on any disk), read-modify-writes *exclusive*. Invariants:
 //!
 //! 1. An exclusive range overlaps no other range that has entered.
-//! 2. An exclusive request that waits already turns away newcomers it overlaps, so a stream of shared ones cannot starve it.
+//! 2. An exclusive request that waits already turns away newcomers it overlaps, so a stream of shared ones cannot
+//!    starve it.
 //! 3. Only requests that overlap ever wait for each other: a byte-granular client slows nobody who writes elsewhere.
 //!
 //! The lists hold at most as many entries as there are threads executing requests.

@@ -1,8 +1,8 @@
 //! Takes requests off a connection's socket.
 //!
-//! Many small requests arrive with one system call; large payloads go straight into their buffers. A client may be silent for ever
-//! between requests, but a request it has begun has a deadline. Before the thread waits for anything, answers that are queued are
-//! sent: they may be what the client waits for.
+//! Many small requests arrive with one system call; large payloads go straight into their buffers. A client may be
+//! silent for ever between requests, but a request it has begun has a deadline. Before the thread waits for anything,
+//! answers that are queued are sent: they may be what the client waits for.
 
 use crate::connection::{Connection, End, Job};
 use crate::execute::{charge_bytes, check};
@@ -18,8 +18,8 @@ use std::time::Instant;
 const BUFFER_BYTES: usize = 128 << 10;
 /// What is missing of a payload is received straight into its place from this length on.
 const DIRECT_BYTES: usize = 8 << 10;
-/// While a client writes payloads from this length on, headers are received with little of what follows them, so that most
-/// of a payload is copied once.
+/// While a client writes payloads from this length on, headers are received with little of what follows them, so that
+/// most of a payload is copied once.
 const LARGE_PAYLOAD_BYTES: usize = 16 << 10;
 const HEADER_FILL_BYTES: usize = 4 << 10;
 
@@ -36,7 +36,13 @@ pub(crate) struct Reader {
 
 impl Reader {
     pub(crate) fn new() -> Box<Self> {
-        Box::new(Reader { buffer: vec![0; BUFFER_BYTES].into(), start: 0, end: 0, fill_bytes: BUFFER_BYTES, sequence: 0 })
+        Box::new(Reader {
+            buffer: vec![0; BUFFER_BYTES].into(),
+            start: 0,
+            end: 0,
+            fill_bytes: BUFFER_BYTES,
+            sequence: 0,
+        })
     }
 
     fn buffered(&self) -> &[u8] {

@@ -8,7 +8,7 @@ use crate::export::Export;
 use crate::flight::Total;
 use crate::listener::Listener;
 use crate::monitor::Monitor;
-use crate::options::{Event, ServerOptions};
+use crate::options::{Event, ServerOptions, from_now};
 use crate::pace::Pace;
 use crate::pool::{Pool, Task};
 use crate::protocol::MAX_PAYLOAD_BYTES;
@@ -47,7 +47,8 @@ pub enum ServeError {
     },
     /// The address can be reached from other machines, and that was not allowed.
     #[error(
-        "{address} can be reached from other machines, without password or encryption; allow remote clients explicitly or use a loopback address"
+        "{address} can be reached from other machines, without password or encryption; \
+         allow remote clients explicitly or use a loopback address"
     )]
     RemoteNotAllowed {
         /// The address.
@@ -137,8 +138,8 @@ pub struct ShutdownHandle {
 }
 
 impl ShutdownHandle {
-    /// Asks the server to end and returns at once: it accepts nobody any more, reads no further request, finishes those it
-    /// has begun, answers them and closes. [`Server::run`] returns when that is done.
+    /// Asks the server to end and returns at once: it accepts nobody any more, reads no further request, finishes
+    /// those it has begun, answers them and closes. [`Server::run`] returns when that is done.
     pub fn shutdown(&self) {
         self.shared.draining.store(true, Ordering::Release);
         // If its buffer is full the server has been told already.
@@ -281,7 +282,7 @@ fn admit(shared: &Arc<Shared>, number: u64, socket: OwnedFd) {
 /// Ends all connections: those with requests in flight when they are done or out of time.
 fn drain(shared: &Arc<Shared>) -> (usize, usize) {
     shared.draining.store(true, Ordering::Release);
-    let deadline = Instant::now() + shared.options.limits.drain_timeout;
+    let deadline = from_now(shared.options.limits.drain_timeout);
     for connection in shared.connections() {
         if connection.in_handshake() {
             connection.cut();

@@ -1,5 +1,5 @@
-//! The server's state machine on any byte stream, in one thread: what a fuzzer drives, and the simplest way to serve one
-//! connection of an unusual kind.
+//! The server's state machine on any byte stream, in one thread: what a fuzzer drives, and the simplest way to serve
+//! one connection of an unusual kind.
 
 use crate::backend::Backend;
 use crate::buffer::BufferPool;
@@ -11,12 +11,12 @@ use crate::protocol::{MAX_PAYLOAD_BYTES, REQUEST_HEADER_BYTES, Request, command}
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 
-/// Writes with more payload than this end the connection; between the maximum and this their payload is read and dropped,
-/// so that the client learns why.
+/// Writes with more payload than this end the connection; between the maximum and this their payload is read and
+/// dropped, so that the client learns why.
 pub(crate) const MAX_DRAINED_PAYLOAD_BYTES: u32 = 2 * MAX_PAYLOAD_BYTES;
 
-/// Serves one client over `stream` until it disconnects or breaks the protocol: the handshake, then its requests one after
-/// another. Returns how many requests were answered.
+/// Serves one client over `stream` until it disconnects or breaks the protocol: the handshake, then its requests one
+/// after another. Returns how many requests were answered.
 ///
 /// The answers are those of [`Server`](crate::Server), which shares this code; only threads, limits and deadlines are
 /// missing, so `stream` must bring its own timeouts. It never panics, whatever the client sends, and holds at most one

@@ -13,7 +13,8 @@ fn test_disk(size_bytes: u64) -> (Arc<TestDisk>, Running) {
     (disk, server)
 }
 
-/// Reads are fast until proven otherwise, so the first is executed by the thread that reads: this is the monitor's case.
+/// Reads are fast until proven otherwise, so the first is executed by the thread that reads: this is the monitor's
+/// case.
 #[test]
 fn a_request_that_hangs_does_not_hold_up_later_ones() {
     let (disk, server) = test_disk(MIB);
@@ -178,8 +179,8 @@ fn a_read_modify_write_never_undoes_an_acknowledged_write() {
     assert!(after == b"sss" || after == b"sbs", "{after:?}");
 }
 
-/// Random requests in flight all the time, from several threads on several connections; each thread knows what its part of the
-/// disk must hold.
+/// Random requests in flight all the time, from several threads on several connections; each thread knows what its
+/// part of the disk must hold.
 #[test]
 fn pipelined_requests_of_many_clients_match_a_model() {
     let (_disk, server) = test_disk(64 * MIB);

@@ -139,7 +139,8 @@ fn a_client_that_fetches_no_answers_is_dropped_in_time() {
     works(&mut Client::connect(&server.path).go());
 }
 
-/// 40 clients announce 32 MiB each and send nothing more: the memory they tie up is bounded, others need not wait for it.
+/// 40 clients announce 32 MiB each and send nothing more: the memory they tie up is bounded, others need not wait for
+/// it.
 #[test]
 fn clients_that_announce_large_writes_do_not_starve_small_requests() {
     let server = serve_memory(64 * MIB);
@@ -298,7 +299,8 @@ fn the_stream_server_survives_any_input() {
 
 const CHILD_SOCKET: &str = "COWVHD_TEST_NBD_SOCKET";
 
-/// The body of the process that [`memory_is_bounded_whatever_clients_do`] measures; as a test of its own it does nothing.
+/// The body of the process that [`memory_is_bounded_whatever_clients_do`] measures; as a test of its own it does
+/// nothing.
 #[test]
 fn child_process_that_serves() {
     let Some(path) = std::env::var_os(CHILD_SOCKET) else { return };
