@@ -7,17 +7,51 @@
 //!     --time_based --runtime=5
 //! ```
 //!
-//! Options after the size: `read-only`, `log`. Ends when its standard input does.
+//! Options after the size: `read-only`, `log`, and `delay`, which makes every read and write take a millisecond more,
+//! as `nbdkit --filter=delay memory 1G rdelay=1ms wdelay=1ms` does. Ends when its standard input does.
 
-use cowvhd_export::{MemoryBackend, NbdAddress, Server, ServerOptions};
+use cowvhd_export::{Backend, Errno, Extent, MemoryBackend, NbdAddress, Server, ServerOptions};
 use std::error::Error;
 use std::io::Read;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// A disk that takes its time.
+struct Delayed(MemoryBackend);
+
+impl Backend for Delayed {
+    fn size_bytes(&self) -> u64 {
+        self.0.size_bytes()
+    }
+    fn read_only(&self) -> bool {
+        self.0.read_only()
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Errno> {
+        std::thread::sleep(Duration::from_millis(1));
+        self.0.read_at(buf, offset)
+    }
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<(), Errno> {
+        std::thread::sleep(Duration::from_millis(1));
+        self.0.write_at(buf, offset)
+    }
+    fn flush(&self) -> Result<(), Errno> {
+        self.0.flush()
+    }
+    fn write_zeroes(&self, offset: u64, length: u64, punch: bool) -> Result<(), Errno> {
+        self.0.write_zeroes(offset, length, punch)
+    }
+    fn discard(&self, offset: u64, length: u64) -> Result<(), Errno> {
+        self.0.discard(offset, length)
+    }
+    fn extents(&self, offset: u64, length: u64) -> Result<Vec<Extent>, Errno> {
+        self.0.extents(offset, length)
+    }
+}
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [address, size, flags @ ..] = &arguments[..] else {
-        return Err("usage: nbd_memory ADDRESS SIZE_BYTES [read-only] [log]".into());
+        return Err("usage: nbd_memory ADDRESS SIZE_BYTES [read-only] [log] [delay]".into());
     };
     let mut disk = MemoryBackend::new(size.parse()?);
     if flags.iter().any(|flag| flag == "read-only") {
@@ -27,7 +61,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     if flags.iter().any(|flag| flag == "log") {
         options.observer = Some(Arc::new(|event| eprintln!("{event:?}")));
     }
-    let server = Server::bind(&NbdAddress::parse(address)?, Arc::new(disk), options)?;
+    let disk: Arc<dyn Backend> =
+        if flags.iter().any(|flag| flag == "delay") { Arc::new(Delayed(disk)) } else { Arc::new(disk) };
+    let server = Server::bind(&NbdAddress::parse(address)?, disk, options)?;
     let handle = server.shutdown_handle();
     println!("{}", server.local_address());
     std::thread::spawn(move || {
