@@ -29,6 +29,11 @@ impl Call {
 /// Stands for flushes where operations are named by their offset.
 pub const FLUSH: u64 = u64::MAX;
 
+/// Stands for writes alone at `offset`, where plain offsets name all operations there.
+pub fn write_only(offset: u64) -> u64 {
+    offset + 1
+}
+
 #[derive(Default)]
 struct State {
     held: HashSet<u64>,
@@ -101,15 +106,21 @@ impl TestDisk {
 
     fn enter(&self, call: Call) -> Result<(), Errno> {
         let offset = call.offset();
+        let mut names = vec![offset];
+        if let Call::Write { .. } = call {
+            names.push(write_only(offset));
+        }
         let mut state = self.state();
         state.calls.push(call);
-        if state.held.contains(&offset) {
-            *state.waiting.entry(offset).or_default() += 1;
-            self.changed.notify_all();
-            while state.held.contains(&offset) {
-                state = self.changed.wait(state).unwrap();
+        for name in names {
+            if state.held.contains(&name) {
+                *state.waiting.entry(name).or_default() += 1;
+                self.changed.notify_all();
+                while state.held.contains(&name) {
+                    state = self.changed.wait(state).unwrap();
+                }
+                *state.waiting.entry(name).or_default() -= 1;
             }
-            *state.waiting.entry(offset).or_default() -= 1;
         }
         match state.failing.get(&offset) {
             Some(errno) => Err(Errno::new(*errno, "as a test")),
