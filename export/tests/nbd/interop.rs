@@ -18,7 +18,9 @@ fn package_of(tool: &str) -> &'static str {
 
 /// Runs a client and returns what it printed; its failure is the test's.
 fn run(tool: &str, arguments: &[&str]) -> String {
-    let output = match Command::new(tool).args(arguments).output() {
+    // Somewhere else than in the sources: fio leaves files where it runs.
+    let directory = tempfile::tempdir().unwrap();
+    let output = match Command::new(tool).args(arguments).current_dir(&directory).output() {
         Ok(output) => output,
         Err(error) if error.kind() == ErrorKind::NotFound => {
             panic!("{tool} is not installed; run: apt-get install {}", package_of(tool))
