@@ -265,7 +265,7 @@ impl Connection {
         if let Err(error) = result {
             self.server.observe(|| Event::RequestFailed {
                 connection: self.number,
-                request: format!("{request:?}"),
+                request: request.to_string(),
                 error,
             });
         }

@@ -48,6 +48,7 @@ mod address;
 mod backend;
 mod buffer;
 mod connection;
+mod disk;
 mod execute;
 mod export;
 mod flight;

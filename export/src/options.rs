@@ -57,7 +57,7 @@ pub enum Event {
     RequestFailed {
         /// On which connection.
         connection: u64,
-        /// Command, offset and length.
+        /// Command, offset and length: `write offset=4096 length=512`.
         request: String,
         /// The backend's error.
         error: crate::backend::Errno,

@@ -2,6 +2,8 @@
 //!
 //! Everything on the wire is big endian. This file knows no sockets and no backend: bytes in, values out.
 
+use std::fmt;
+
 /// `NBDMAGIC`, the first eight bytes of a server's greeting.
 pub(crate) const GREETING_MAGIC: u64 = 0x4e42_444d_4147_4943;
 /// `IHAVEOPT`, in the greeting and before each option.
@@ -171,6 +173,24 @@ impl Request {
 
     pub(crate) fn has(&self, flag: u16) -> bool {
         self.flags & flag != 0
+    }
+}
+
+/// For logs: `write offset=4096 length=512`.
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self.command {
+            command::READ => "read",
+            command::WRITE => "write",
+            command::DISC => "disconnect",
+            command::FLUSH => "flush",
+            command::TRIM => "trim",
+            command::CACHE => "cache",
+            command::WRITE_ZEROES => "write-zeroes",
+            command::BLOCK_STATUS => "block-status",
+            _ => "unknown",
+        };
+        write!(f, "{name} offset={} length={}", self.offset, self.length)
     }
 }
 
