@@ -1,3 +1,81 @@
-//! The `cowvhd` command.
+//! The `cowvhd` command: crash-safe VHD disks for virtual machines, from the shell.
+//!
+//! Each verb has a file of its own: its arguments, and what it does. Standard output carries results alone, everything
+//! else goes to standard error as `cowvhd: ...`. The exit codes are those of [`failure::Code`].
 
-fn main() {}
+mod completions;
+mod create;
+mod failure;
+#[cfg(feature = "test-faults")]
+mod ignore_flush;
+mod info;
+mod io_log;
+mod man;
+mod output;
+mod pid_file;
+mod serve;
+mod shutdown;
+mod size;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+use failure::Code;
+use std::process::ExitCode;
+
+/// Crash-safe VHD disks for virtual machines.
+#[derive(Debug, Parser)]
+#[command(name = "cowvhd", version, after_help = EXIT_CODES, arg_required_else_help = true)]
+#[command(disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done, 1 failed, 16 used wrongly, 32 cancelled.
+Sizes: bytes, or with a binary suffix: 512M, 64G, 1T.";
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Create(create::Create),
+    Info(info::Info),
+    Serve(serve::Serve),
+    Completions(completions::Completions),
+    Man(man::Man),
+}
+
+fn main() -> ExitCode {
+    let verb = match Arguments::try_parse() {
+        Ok(arguments) => arguments.verb,
+        Err(error) => return refuse(&error),
+    };
+    let done = match verb {
+        Verb::Create(create) => create.run(),
+        Verb::Info(info) => info.run(),
+        Verb::Serve(serve) => serve.run(),
+        Verb::Completions(completions) => completions.run(),
+        Verb::Man(man) => man.run(),
+    };
+    match done {
+        Ok(()) => Code::Done.into(),
+        Err(failure) => {
+            output::say(&failure);
+            failure.code().into()
+        }
+    }
+}
+
+/// What clap has to say instead of arguments: help and version, which were asked for, or why they cannot be used.
+fn refuse(error: &clap::Error) -> ExitCode {
+    let asked = !error.use_stderr();
+    if asked || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return match error.print() {
+            Ok(()) if asked => Code::Done.into(),
+            Ok(()) => Code::Usage.into(),
+            Err(_) => Code::Failed.into(),
+        };
+    }
+    let text = error.render().to_string();
+    output::say(text.strip_prefix("error: ").unwrap_or(&text).trim_end());
+    Code::Usage.into()
+}

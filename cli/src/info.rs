@@ -1,0 +1,109 @@
+//! `cowvhd info`: what a file says about itself.
+
+use crate::failure::Failure;
+use crate::output;
+use crate::size::Human;
+use cowvhd::{DiskInfo, JournalState};
+use serde::Serialize;
+use std::fmt;
+use std::path::PathBuf;
+
+/// The version of the JSON shape: it grows when a key changes its meaning or goes; new keys alone leave it.
+const SCHEMA: u32 = 1;
+
+/// Describes a disk file without changing it.
+///
+/// Works beside a server that has the file open; the file then reads as dirty.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Info {
+    /// The disk's file.
+    file: PathBuf,
+    /// Prints one JSON object; its keys are those of "qemu-img info", and more.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Info {
+    pub(crate) fn run(&self) -> Result<(), Failure> {
+        let report = Report::new(&DiskInfo::read(&self.file)?);
+        if !self.json {
+            return output::print(&report.to_string());
+        }
+        let json = serde_json::to_string_pretty(&report)
+            .map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?;
+        output::print(&format!("{json}\n"))
+    }
+}
+
+/// What is told about a disk. Sizes are in bytes.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Report {
+    schema: u32,
+    filename: String,
+    /// QEMU's name for VHD.
+    format: &'static str,
+    vhd_type: String,
+    virtual_size: u64,
+    /// What the file occupies on its file system.
+    actual_size: u64,
+    /// The file's length.
+    file_size: u64,
+    /// The size of a block.
+    cluster_size: u32,
+    /// Whether the journal may hold what is not in place yet.
+    dirty_flag: bool,
+    journal: &'static str,
+    sync_failed: bool,
+    unique_id: String,
+    created: String,
+}
+
+impl Report {
+    fn new(info: &DiskInfo) -> Self {
+        Report {
+            schema: SCHEMA,
+            filename: info.path.to_string_lossy().into_owned(),
+            format: "vpc",
+            vhd_type: info.disk_type.to_string(),
+            virtual_size: info.virtual_size,
+            actual_size: info.allocated_bytes,
+            file_size: info.file_bytes,
+            cluster_size: info.block_bytes,
+            dirty_flag: info.journal == JournalState::Dirty,
+            journal: match info.journal {
+                JournalState::None => "none",
+                JournalState::Clean => "clean",
+                JournalState::Dirty => "dirty",
+            },
+            sync_failed: info.sync_failed,
+            unique_id: info.unique_id.to_string(),
+            created: info.created.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "image: {}", self.filename)?;
+        writeln!(f, "file format: {} (VHD, {})", self.format, self.vhd_type)?;
+        writeln!(f, "virtual size: {} ({} bytes)", Human(self.virtual_size), self.virtual_size)?;
+        writeln!(f, "disk size: {}", Human(self.actual_size))?;
+        writeln!(f, "cluster_size: {}", self.cluster_size)?;
+        writeln!(f, "unique id: {}", self.unique_id)?;
+        writeln!(f, "created: {}", self.created)?;
+        let journal = match self.journal {
+            "none" => "none (not made by cowvhd)",
+            "dirty" => "dirty (open now, or was not closed: the next open for writing recovers it)",
+            other => other,
+        };
+        writeln!(f, "journal: {journal}")?;
+        if self.sync_failed {
+            writeln!(
+                f,
+                "warning: a sync failed in this or an earlier session: data that was acknowledged may be missing"
+            )?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,38 @@
+//! `cowvhd man`: manual pages.
+
+use crate::failure::Failure;
+use crate::{Arguments, output};
+use clap::CommandFactory;
+
+/// Prints a manual page.
+///
+/// For example: cowvhd man serve | man -l -
+#[derive(Debug, clap::Args)]
+pub(crate) struct Man {
+    /// The verb to describe; without it, the command as a whole.
+    #[arg(value_parser = verbs())]
+    verb: Option<String>,
+}
+
+fn verbs() -> clap::builder::PossibleValuesParser {
+    ["create", "info", "serve", "completions", "man"].into()
+}
+
+impl Man {
+    pub(crate) fn run(&self) -> Result<(), Failure> {
+        let mut command = Arguments::command();
+        command.build();
+        let found = match &self.verb {
+            None => Some(command),
+            Some(verb) => command.find_subcommand(verb).cloned(),
+        };
+        let Some(command) = found else {
+            return Err(Failure::new("there is no such verb"));
+        };
+        let mut page = Vec::new();
+        clap_mangen::Man::new(command)
+            .render(&mut page)
+            .map_err(|error| Failure::new(format!("cannot write the manual page: {error}")))?;
+        output::print(&String::from_utf8_lossy(&page))
+    }
+}
