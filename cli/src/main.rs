@@ -79,3 +79,21 @@ fn refuse(error: &clap::Error) -> ExitCode {
     output::say(text.strip_prefix("error: ").unwrap_or(&text).trim_end());
     Code::Usage.into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_contradicts_itself_nowhere() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_has_a_manual_page() {
+        let verbs =
+            Arguments::command().get_subcommands().map(|verb| verb.get_name().to_owned()).collect::<Vec<_>>();
+        assert_eq!(verbs, man::VERBS);
+    }
+}

@@ -4,18 +4,17 @@ use crate::failure::Failure;
 use crate::{Arguments, output};
 use clap::CommandFactory;
 
+/// The verbs in the order of the help.
+pub(crate) const VERBS: [&str; 5] = ["create", "info", "serve", "completions", "man"];
+
 /// Prints a manual page.
 ///
 /// For example: cowvhd man serve | man -l -
 #[derive(Debug, clap::Args)]
 pub(crate) struct Man {
     /// The verb to describe; without it, the command as a whole.
-    #[arg(value_parser = verbs())]
+    #[arg(value_parser = VERBS)]
     verb: Option<String>,
-}
-
-fn verbs() -> clap::builder::PossibleValuesParser {
-    ["create", "info", "serve", "completions", "man"].into()
 }
 
 impl Man {

@@ -1,10 +1,11 @@
 //! `cowvhd serve`: gives a disk to virtual machines over NBD until it is told to end.
 
 use crate::failure::Failure;
+use crate::io_log::IoLog;
+use crate::output;
 use crate::pid_file::PidFile;
 use crate::shutdown::Shutdown;
 use crate::size::{self, Human};
-use crate::{io_log, output};
 use cowvhd::{CreateOptions, Disk, Error, OpenOptions};
 use cowvhd_export::{Backend, NbdAddress, Server, ServerOptions};
 use std::ffi::OsString;
@@ -61,16 +62,13 @@ impl Serve {
         let Some(size) = self.create else {
             return Ok(OpenOptions::new().read_only(self.read_only).open(&self.file)?);
         };
-        match fs::symlink_metadata(&self.file) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                match CreateOptions::new(size).create(&self.file) {
-                    // Whoever was faster wanted the same.
-                    Ok(()) | Err(Error::Exists { .. }) => {}
-                    Err(error) => return Err(error.into()),
-                }
+        // Anything else that is wrong with the file, opening it will say.
+        if fs::symlink_metadata(&self.file).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+            match CreateOptions::new(size).create(&self.file) {
+                // Whoever was faster wanted the same.
+                Ok(()) | Err(Error::Exists { .. }) => {}
+                Err(error) => return Err(error.into()),
             }
-            // It exists, or opening it says what is wrong.
-            _ => {}
         }
         let disk = OpenOptions::new().open(&self.file)?;
         if disk.size() == size {
@@ -88,13 +86,13 @@ impl Serve {
 
     fn serve(&self, shutdown: &Shutdown, disk: &Arc<Disk>) -> Result<(), Failure> {
         let address = self.nbd.clone().unwrap_or_else(|| NbdAddress::Unix(default_socket(&self.file)));
-        let observer = io_log::observer(&self.file)
+        let log = IoLog::start(&self.file)
             .map_err(|error| Failure::new(format!("cannot start the log: {error}")))?;
         let options = ServerOptions {
             allow_remote: self.allow_remote,
             // The disk is open: its lock keeps other servers of it away.
             replace_stale_socket: true,
-            observer: Some(observer),
+            observer: Some(log.observer()),
             ..ServerOptions::default()
         };
         let server = Server::bind(&address, backend(disk), options)?;
@@ -114,9 +112,12 @@ impl Serve {
         drop(pid_file);
         if summary.cut > 0 {
             output::say(format_args!(
-                "{} clients were cut off: their requests did not finish in time",
+                "connections cut because their requests took too long: {}",
                 summary.cut
             ));
+        }
+        if summary.unfinished > 0 {
+            output::say(format_args!("requests the disk has not finished, waiting: {}", summary.unfinished));
         }
         Ok(())
     }

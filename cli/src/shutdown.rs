@@ -1,7 +1,7 @@
 //! SIGTERM and ^C: the first ends the server in good order, a further ^C gives up on that.
 //!
-//! The handlers are in place before the disk is opened, so that no moment exists in which a signal leaves a disk
-//! unclosed that could have been closed.
+//! The handlers are in place before the disk is opened, so that there is no moment at which a signal leaves the disk
+//! unclosed.
 
 use crate::failure::{Code, Failure};
 use crate::output;
@@ -54,10 +54,10 @@ fn on_signal(state: &Mutex<State>, signal: i32) {
     let mut state = state.lock();
     if !state.requested {
         state.requested = true;
-        output::say("ending: finishing requests and closing the disk");
         if let Some(server) = &state.server {
             server.shutdown();
         }
+        output::say("ending: finishing requests, then closing the disk");
     } else if signal == SIGINT {
         output::say("interrupted again: the disk is left unclosed, the next open recovers it");
         std::process::exit(Code::Cancelled as i32);

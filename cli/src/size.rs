@@ -44,7 +44,7 @@ impl fmt::Display for Human {
         };
         let whole = bytes >> shift;
         // Rounded down: 63.99 GiB must not read as 64.
-        let hundredths = u128::from(bytes & ((1 << shift) - 1)) * 100 >> shift;
+        let hundredths = (u128::from(bytes & ((1 << shift) - 1)) * 100) >> shift;
         match hundredths {
             0 => write!(f, "{whole} {letter}iB"),
             tens if tens % 10 == 0 => write!(f, "{whole}.{} {letter}iB", tens / 10),
