@@ -29,7 +29,7 @@ fn violation(seed: u64) -> Option<String> {
     let run = || {
         let shape = if seed % 4 == 3 { WIDE } else { SMALL };
         let mut workload = Workload::new(shape, seed, seed % 4 == 1);
-        if seed % 4 != 0 {
+        if !seed.is_multiple_of(4) {
             workload.interleave();
         }
         workload.run(if seed % 4 == 3 { 120 } else { 60 });
