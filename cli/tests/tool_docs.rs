@@ -1,6 +1,6 @@
 //! What the documents say about the tool and the library is true.
 
-#![allow(clippy::unwrap_used, reason = "helpers are test code too")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers are test code too")]
 
 mod tool_support;
 
