@@ -36,7 +36,7 @@ fn violation(seed: u64) -> Option<String> {
         if seed % 4 != 1 {
             workload.check_live();
         }
-        Explorer::new(shape).explore(&workload.finish(), seed, 40)
+        Explorer::new(shape).explore(&workload.finish(), seed, 30)
     };
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(result) => result.err(),

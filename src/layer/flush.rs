@@ -41,7 +41,7 @@ impl Cut {
     }
 }
 
-/// More slots than this in quarantine make a flush bring them back.
+/// More slots than this in quarantine make a flush bring them back, as does half a small disk.
 const MAX_QUARANTINED_SLOTS: usize = 256;
 
 /// Lets one flush run at a time and the waiting ones share the next.
@@ -94,11 +94,15 @@ impl Layer {
         session.gate.pass(|| {
             let mut core = session.core.lock();
             self.flush_locked(session, &mut core)?;
-            if !core.closed && core.journal.waiting_slots() > MAX_QUARANTINED_SLOTS {
+            if !core.closed && core.journal.waiting_slots() > self.max_quarantined_slots() {
                 self.reclaim_locked(session, &mut core)?;
             }
             Ok(())
         })
+    }
+
+    fn max_quarantined_slots(&self) -> usize {
+        MAX_QUARANTINED_SLOTS.min(self.place.table_entries as usize / 2)
     }
 
     /// Flushes, and brings freed slots back as far as nobody uses them.

@@ -139,7 +139,7 @@ impl Shared {
     }
 
     /// Whether a failed sync has stopped the disk. Asks with a request that changes nothing.
-    fn flush_is_refused(&self) -> bool {
+    fn is_stopped(&self) -> bool {
         matches!(self.disk().discard(0, 0), Err(error) if error.kind() == ErrorKind::Poisoned)
     }
 
@@ -151,7 +151,10 @@ impl Shared {
             Ok(()) => history.flushed(called, self.vfs.tick()),
             Err(error) => {
                 assert!(self.faults, "a flush failed without reason: {error}");
-                history.flush_failed(self.vfs.tick());
+                // A disk that goes on still owes all of it to the next flush.
+                if self.is_stopped() {
+                    history.flush_failed(self.vfs.tick());
+                }
             }
         }
         result
@@ -247,7 +250,7 @@ impl Workload {
             }
             self.injected += self.vfs.injected_faults();
             self.vfs.set_faults(FaultPlan::default());
-            let stopped = shared.flush_is_refused();
+            let stopped = shared.is_stopped();
             drop(shared);
             if stopped {
                 self.restart(false);
