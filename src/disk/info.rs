@@ -101,6 +101,9 @@ pub(super) fn notices(report: &OpenReport, read_only: bool) -> Vec<String> {
         }
         Foreign::Untouched | Foreign::TimeChanged => {}
     }
+    if let Some(doubt) = &report.doubt {
+        notices.push(format!("{doubt}; it can be read, but not written"));
+    }
     if report.sync_failed {
         notices.push("a sync failed in an earlier session: data that was acknowledged may be missing".into());
     }

@@ -98,6 +98,12 @@ impl Placement {
     pub fn slot_offset(&self, index: u64) -> u64 {
         self.slot_origin + index * self.slot_stride()
     }
+
+    /// Length of a file that ends with slot `fresh - 1`. Behind the slot one sector more: of zeros while the image is
+    /// dirty, the footer once it is clean. So the last bytes of a file are never a guest's, who could write a footer there.
+    pub fn file_bytes(&self, fresh: u64) -> u64 {
+        self.slot_offset(fresh) + vhd::SECTOR
+    }
 }
 
 #[cfg(test)]

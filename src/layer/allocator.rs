@@ -80,9 +80,9 @@ impl Allocator {
             return Ok(Some(slot));
         }
         let Some(slot) = self.place.slot_entry(self.fresh) else { return Ok(None) };
-        if self.place.slot_offset(self.fresh + 1) > self.file_bytes {
+        if self.place.file_bytes(self.fresh + 1) > self.file_bytes {
             let ahead = (self.fresh / 8).clamp(1, MAX_GROWTH_SLOTS);
-            let length = self.place.slot_offset(self.fresh + ahead);
+            let length = self.place.file_bytes(self.fresh + ahead);
             file.set_len(length)?;
             self.file_bytes = length;
         }

@@ -9,7 +9,7 @@ use crate::defect::{self, Defect};
 use crate::error::{Error, Result};
 use crate::ext::{Fingerprint, SessionId, State};
 use crate::vfs::FileExt;
-use crate::vhd::{Footer, HeaderCookie};
+use crate::vhd::HeaderCookie;
 
 impl Layer {
     /// Closes the image cleanly, so that every VHD tool can open it. Waits for calls under way; later ones fail. Closing
@@ -48,8 +48,9 @@ impl Layer {
         let end = self.place.slot_offset(survey.fresh);
         let bat_crc = entries_crc(entries);
 
-        file.set_len(end).map_err(io("cutting the file behind its last block"))?;
-        session.allocator.lock().set_file_bytes(end);
+        let file_bytes = self.place.file_bytes(survey.fresh);
+        file.set_len(file_bytes).map_err(io("cutting the file behind its last block"))?;
+        session.allocator.lock().set_file_bytes(file_bytes);
         let footer = self.footer.to_bytes();
         file.write_all_at(&footer, end).map_err(io("writing the footer"))?;
         if !defect::active(Defect::CloseWithoutSync) {
@@ -62,7 +63,7 @@ impl Layer {
         superblock.session = SessionId::default();
         superblock.next_allocation = session.allocator.lock().next_allocation();
         superblock.fingerprint = Fingerprint {
-            file_bytes: end + Footer::SIZE as u64,
+            file_bytes,
             footer_crc: crc32fast::hash(&footer),
             header_crc: crc32fast::hash(&self.header.to_bytes()),
             bat_crc,

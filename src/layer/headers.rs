@@ -10,21 +10,28 @@ use std::path::Path;
 
 const FOOTER_BYTES: usize = Footer::SIZE;
 const HEADER_END: usize = FOOTER_BYTES + DynamicHeader::SIZE;
+/// Where the dynamic header stands in every image that we write to.
+pub(crate) const HEADER_OFFSET: u64 = FOOTER_BYTES as u64;
 
-/// Footer and dynamic header as they stand together at the start of the file and in the backup.
+/// A footer and the dynamic header that it names.
 pub(crate) type HeaderPair = (Footer, DynamicHeader);
+
+/// What is wrong with a structure, and the file offset at which it starts.
+type Misfit = (u64, FormatError);
 
 /// The structures of one file as they are.
 #[derive(Debug)]
 pub(crate) struct Headers {
     /// Length of the file in bytes.
     pub(crate) file_bytes: u64,
-    /// Footer copy and dynamic header at the start.
-    pub(crate) front: Result<HeaderPair, FormatError>,
+    /// Footer copy at the start, and the dynamic header.
+    pub(crate) front: Result<HeaderPair, Misfit>,
     /// The backup of both at its fixed place.
     pub(crate) backup: Result<HeaderPair, FormatError>,
     /// The footer at the end.
     pub(crate) end: Result<Footer, FormatError>,
+    /// The same with the dynamic header that it names.
+    end_pair: Result<HeaderPair, Misfit>,
     /// Superblock A and B.
     pub(crate) superblocks: [Result<Superblock, FormatError>; 2],
 }
@@ -51,6 +58,8 @@ pub(crate) struct Decision {
     pub(crate) superblock: Option<(Superblock, usize)>,
     /// The start of the file has to be written again from the backup.
     pub(crate) front_lost: bool,
+    /// Why the file can be read and must not be written: its structures contradict each other.
+    pub(crate) doubt: Option<String>,
 }
 
 impl Headers {
@@ -61,29 +70,48 @@ impl Headers {
                 .map_err(|error| Error::io(path, format!("reading the {what} at offset {offset}"), error))
         };
         let file_bytes = file.length().map_err(|error| Error::io(path, "asking for the length", error))?;
+        let pair = |at: u64, footer: &Result<Footer, FormatError>| -> Result<Result<HeaderPair, Misfit>> {
+            let footer = match footer {
+                Ok(footer) if footer.disk_type == DiskType::Fixed => {
+                    return Ok(Err((at, type_without_header(footer))));
+                }
+                Ok(footer) => footer.clone(),
+                Err(error) => return Ok(Err((at, error.clone()))),
+            };
+            let header_at = footer.data_offset;
+            if header_at.checked_add(DynamicHeader::SIZE as u64).is_none_or(|end| end > file_bytes) {
+                let expected = format!("a dynamic header inside the file of {file_bytes} bytes");
+                return Ok(Err((at, FormatError::new("footer", "data offset", 16, header_at, expected))));
+            }
+            let mut header = [0; DynamicHeader::SIZE];
+            read("dynamic header", header_at, &mut header)?;
+            Ok(match DynamicHeader::parse(&header) {
+                Ok(header) => Ok((footer, header)),
+                Err(error) => Err((header_at, error)),
+            })
+        };
+        let mut footer = [0; FOOTER_BYTES];
+        read("footer copy", 0, &mut footer)?;
+        let front = pair(0, &Footer::parse(&footer))?;
+        let end_at = file_bytes.saturating_sub(FOOTER_BYTES as u64);
+        read("footer", end_at, &mut footer)?;
+        let end = Footer::parse(&footer);
+        let end_pair = pair(end_at, &end)?;
         let mut page = [0; PAGE_BYTES as usize];
-        read("footer copy and dynamic header", 0, &mut page)?;
-        let front = parse_pair(&page);
         read("header backup", HEADER_BACKUP_OFFSET, &mut page)?;
-        let backup = parse_pair(&page);
-        let mut end = [0; FOOTER_BYTES];
-        read("footer", file_bytes.saturating_sub(FOOTER_BYTES as u64), &mut end)?;
+        let backup = parse_backup(&page);
         let mut superblocks = SUPERBLOCK_OFFSETS.map(|_| Superblock::parse(&[]));
         for (superblock, offset) in superblocks.iter_mut().zip(SUPERBLOCK_OFFSETS) {
             read("superblock", offset, &mut page)?;
             *superblock = Superblock::parse(&page);
         }
-        Ok(Headers { file_bytes, front, backup, end: Footer::parse(&end), superblocks })
+        Ok(Headers { file_bytes, front, backup, end, end_pair, superblocks })
     }
 
     /// Decides which structures count and what open has to do (FORMAT.md, "States and recovery").
     pub(crate) fn decide(&self, path: &Path) -> Result<Decision> {
-        let (pair, front_lost) = match (&self.front, &self.backup) {
-            (Ok(front), _) => (front, false),
-            // The backup counts only where a superblock of the same disk vouches for it.
-            (Err(_), Ok(backup)) if self.superblock_of(&backup.0).is_some() => (backup, true),
-            (Err(error), _) => return Err(error.clone().at(path, 0)),
-        };
+        self.refuse_fixed(path)?;
+        let (pair, front_lost, doubt) = self.pair_in_use(path)?;
         let (footer, mut header) = pair.clone();
         let cookie = header.cookie;
         header.cookie = HeaderCookie::Normal;
@@ -106,7 +134,66 @@ impl Headers {
             }
         };
         vhd::validate_geometry(&footer, &header).map_err(|error| error.at(path, 0))?;
-        Ok(Decision { footer, header, condition, superblock, front_lost })
+        Ok(Decision { footer, header, condition, superblock, front_lost, doubt })
+    }
+
+    /// In a fixed disk all but the last sector is the guest's, who can write any VHD, dirty or not, to the start of it. So
+    /// nothing but the last sector tells; in a dynamic disk that is never the guest's.
+    fn refuse_fixed(&self, path: &Path) -> Result<()> {
+        match &self.end {
+            Ok(end) if end.disk_type == DiskType::Fixed && holds_fixed(end, self.file_bytes) => {
+                let what = "it is a fixed disk; this version opens dynamic disks only".to_string();
+                Err(Error::Unsupported { path: path.to_path_buf(), what })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Footer and header that count, whether the start of the file is lost, and what speaks against writing.
+    fn pair_in_use(&self, path: &Path) -> Result<(&HeaderPair, bool, Option<String>)> {
+        let normal = |pair: &&HeaderPair| pair.1.cookie == HeaderCookie::Normal;
+        let end_pair = self.end_pair.as_ref().ok().filter(normal).filter(|pair| self.holds(pair));
+        match (&self.front, &self.backup) {
+            // A dirty image has no footer at its end.
+            (Ok(front), _) if front.1.cookie == HeaderCookie::Dirty => Ok((front, false, None)),
+            (Ok(front), _) => match &self.end {
+                Ok(end) if end.to_bytes() != front.0.to_bytes() => {
+                    let fields = differing_fields(&front.0, end);
+                    let doubt = |used: &str| {
+                        format!(
+                            "the footers at the start and at the end differ ({fields}), that at the {used} counts"
+                        )
+                    };
+                    match end_pair {
+                        Some(pair) if !self.holds(front) => Ok((pair, false, Some(doubt("end")))),
+                        _ => Ok((front, false, Some(doubt("start")))),
+                    }
+                }
+                _ => Ok((front, false, None)),
+            },
+            // The backup counts only where a superblock of the same disk vouches for it.
+            (Err(_), Ok(backup)) if self.superblock_of(&backup.0).is_some() => Ok((backup, true, None)),
+            (Err((at, error)), _) => match end_pair {
+                Some(pair) => {
+                    let doubt =
+                        format!("the start of the file is damaged ({error}), the footer at the end counts");
+                    Ok((pair, false, Some(doubt)))
+                }
+                None => Err(match &self.end {
+                    Ok(end) if end.disk_type == DiskType::Fixed => {
+                        let expected = format!("512 less than the file's {} bytes", self.file_bytes);
+                        FormatError::new("footer", "current size", 48, end.current_size, expected)
+                            .at(path, self.file_bytes.saturating_sub(FOOTER_BYTES as u64))
+                    }
+                    _ => error.clone().at(path, *at),
+                }),
+            },
+        }
+    }
+
+    /// Whether the file is built as a pair says.
+    fn holds(&self, (footer, header): &HeaderPair) -> bool {
+        vhd::validate_geometry(footer, header).is_ok() && table_end(header) <= self.file_bytes
     }
 
     /// The newest valid superblock of the disk that `footer` describes, and its place.
@@ -128,11 +215,12 @@ impl Decision {
             return Err(Error::Unsupported { path: path.to_path_buf(), what });
         }
         let header = &self.header;
-        let table_end = header.table_offset.saturating_add(vhd::bat_bytes(header.max_table_entries));
+        let table_end = table_end(header);
         if table_end > file_bytes {
             let found = format!("{} to {table_end}", header.table_offset);
             let expected = format!("a table inside the file of {file_bytes} bytes");
-            return Err(FormatError::new("dynamic header", "table offset", 16, found, expected).at(path, 512));
+            return Err(FormatError::new("dynamic header", "table offset", 16, found, expected)
+                .at(path, self.footer.data_offset));
         }
         let place = Placement {
             ring_offset: self.superblock.map_or(0, |(s, _)| s.ring_offset),
@@ -160,18 +248,16 @@ impl Decision {
         }
         if !aligned(place.table_offset) {
             let found = place.table_offset;
-            return Err(
-                FormatError::new("dynamic header", "table offset", 16, found, "a whole page").at(path, 512)
-            );
+            return Err(FormatError::new("dynamic header", "table offset", 16, found, "a whole page")
+                .at(path, self.footer.data_offset));
         }
         if !aligned(place.slot_origin) || place.slot_origin < table_end.next_multiple_of(PAGE_BYTES) {
             return wrong("slot origin", 136, place.slot_origin, "a page behind the block table");
         }
         if !aligned(place.block_bytes.into()) || place.bitmap_bytes() > MAX_BITMAP_BYTES {
             let found = place.block_bytes;
-            return Err(
-                FormatError::new("dynamic header", "block size", 32, found, "4 KiB to 8 MiB").at(path, 512)
-            );
+            return Err(FormatError::new("dynamic header", "block size", 32, found, "4 KiB to 8 MiB")
+                .at(path, self.footer.data_offset));
         }
         Ok(place)
     }
@@ -183,10 +269,46 @@ const MAX_RING_BYTES: u64 = 16 << 20;
 /// A block page is at most half bitmap, so that the header has room.
 const MAX_BITMAP_BYTES: u64 = 2048;
 
-/// Parses a footer and a dynamic header behind it.
-fn parse_pair(page: &[u8]) -> Result<HeaderPair, FormatError> {
+fn table_end(header: &DynamicHeader) -> u64 {
+    header.table_offset.saturating_add(vhd::bat_bytes(header.max_table_entries))
+}
+
+fn holds_fixed(footer: &Footer, file_bytes: u64) -> bool {
+    footer.current_size.checked_add(FOOTER_BYTES as u64) == Some(file_bytes)
+}
+
+fn type_without_header(footer: &Footer) -> FormatError {
+    let found = footer.disk_type.as_u32();
+    FormatError::new(
+        "footer",
+        "disk type",
+        60,
+        found,
+        "3 (dynamic) or 4 (differencing), with a dynamic header",
+    )
+}
+
+/// The fields in which two footers differ, for a person.
+fn differing_fields(a: &Footer, b: &Footer) -> String {
+    let fields = [
+        ("disk type", a.disk_type != b.disk_type),
+        ("current size", a.current_size != b.current_size),
+        ("data offset", a.data_offset != b.data_offset),
+        ("unique id", a.unique_id != b.unique_id),
+        ("saved state", a.saved_state != b.saved_state),
+        ("time stamp", a.timestamp != b.timestamp),
+    ];
+    let names: Vec<&str> = fields.iter().filter(|(_, differ)| *differ).map(|(name, _)| *name).collect();
+    if names.is_empty() { "other fields".into() } else { names.join(", ") }
+}
+
+/// Parses the backup: a footer and a dynamic header behind it. One whose header stood elsewhere is none of ours.
+fn parse_backup(page: &[u8]) -> Result<HeaderPair, FormatError> {
     let footer = Footer::parse(page.get(..FOOTER_BYTES).unwrap_or_default())?;
     let header = DynamicHeader::parse(page.get(FOOTER_BYTES..HEADER_END).unwrap_or_default())?;
+    if footer.data_offset != HEADER_OFFSET {
+        return Err(FormatError::new("footer", "data offset", 16, footer.data_offset, HEADER_OFFSET));
+    }
     Ok((footer, header))
 }
 

@@ -6,7 +6,7 @@
 
 use super::Layer;
 use super::allocator::Allocator;
-use super::headers::{Condition, Decision, Headers, pair_bytes};
+use super::headers::{Condition, Decision, HEADER_OFFSET, Headers, pair_bytes};
 use super::map::{BlockMap, Mapping};
 use super::overlay::Overlay;
 use super::recover;
@@ -15,10 +15,10 @@ use super::table::{self, Survey};
 use crate::defect::{self, Defect};
 use crate::error::{Error, Result};
 use crate::ext::{HEADER_BACKUP_OFFSET, Placement, SessionId, feature};
-use crate::journal::{Journal, ReplayedPage, Ring, punch_slot};
+use crate::journal::{Journal, ReplayedPage, Ring, punch_slot, write_zeros};
 use crate::sync::Arc;
 use crate::vfs::{Access, File, FileExt, LockMode, Vfs};
-use crate::vhd::{DynamicHeader, Footer, HeaderCookie};
+use crate::vhd::{self, DynamicHeader, Footer, HeaderCookie};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -33,6 +33,8 @@ pub(crate) struct OpenReport {
     pub(crate) front_lost: bool,
     /// A sync failed in this or an earlier session.
     pub(crate) sync_failed: bool,
+    /// Its structures contradict each other: it can be read, not written.
+    pub(crate) doubt: Option<String>,
 }
 
 /// What another program did to a clean image between close and open, by the fingerprint.
@@ -106,6 +108,7 @@ impl Opening {
             foreign,
             front_lost: self.decision.front_lost,
             sync_failed: self.decision.superblock.is_some_and(|(superblock, _)| superblock.sync_failed),
+            doubt: self.decision.doubt.clone(),
         }
     }
 
@@ -185,6 +188,18 @@ impl Opening {
             );
             return Err(Error::Unsupported { path: self.path, what });
         }
+        if let Some(what) = self.decision.doubt {
+            let hint = "open it read-only and copy what it holds, or run `cowvhd repair` on a copy";
+            return Err(Error::Damaged { path: self.path, what, hint });
+        }
+        let header_at = self.decision.footer.data_offset;
+        if header_at != HEADER_OFFSET {
+            let what = format!(
+                "its dynamic header is at offset {header_at}; this version writes only to images that have it at 512: \
+                 open it read-only"
+            );
+            return Err(Error::Unsupported { path: self.path, what });
+        }
         let superblocks = Superblocks::new(superblock, index);
         match self.decision.condition {
             Condition::Clean => self.start_from_clean(superblocks),
@@ -208,8 +223,7 @@ impl Opening {
         let next_allocation = superblocks.current.next_allocation;
         let session = self.start_session(&mut superblocks, next_allocation)?;
         self.write_header(HeaderCookie::Dirty)?;
-        let file_bytes = self.place.slot_offset(survey.fresh);
-        self.file.set_len(file_bytes).map_err(self.io("cutting the footer off"))?;
+        self.cut_behind(survey.fresh)?;
         self.sync()?;
         let free: BTreeSet<u32> = survey.free_slots(&self.place).collect();
         if foreign != Foreign::Untouched && !free.is_empty() {
@@ -249,6 +263,13 @@ impl Opening {
         Ok(session)
     }
 
+    /// The file ends with the last slot below `fresh` and a sector of zeros. Not durable on return.
+    pub(super) fn cut_behind(&self, fresh: u64) -> Result<()> {
+        self.file.set_len(self.place.file_bytes(fresh)).map_err(self.io("cutting the file"))?;
+        write_zeros(&*self.file, self.place.slot_offset(fresh), vhd::SECTOR)
+            .map_err(self.io("clearing the end of the file"))
+    }
+
     /// Makes slots read as zeros, after the next sync durably.
     pub(super) fn punch_slots(&self, slots: &BTreeSet<u32>) -> Result<()> {
         for &slot in slots {
@@ -271,7 +292,7 @@ impl Opening {
     ) -> Result<Layer> {
         let ring = Ring::new(self.place.ring_offset, self.place.ring_bytes, session);
         let journal = Journal::new(ring, self.place, self.decision.footer.unique_id, entries.to_vec());
-        let file_bytes = self.place.slot_offset(fresh);
+        let file_bytes = self.place.file_bytes(fresh);
         let allocator = Allocator::new(self.place, free, fresh, file_bytes, next_allocation);
         let map = BlockMap::new(entries.iter().copied());
         let session = Session::new(journal, allocator, superblocks);
@@ -311,7 +332,7 @@ pub(super) fn write_header(
     cookie: HeaderCookie,
 ) -> std::io::Result<()> {
     let header = DynamicHeader { cookie, ..header.clone() };
-    file.write_durable_at(&header.to_bytes(), Footer::SIZE as u64)
+    file.write_durable_at(&header.to_bytes(), HEADER_OFFSET)
 }
 
 /// Writes footer copy and dynamic header to the start of the file; durable on return.

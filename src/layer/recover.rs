@@ -26,14 +26,13 @@ pub(super) fn recover(opening: Opening, mut superblocks: Superblocks) -> Result<
     let replay = replay(&opening, &scan)?;
     let entries: Vec<u32> = replay.entries().collect();
     let survey = Survey::new(&opening.path, &opening.place, &entries, None)?;
-    let end = opening.place.slot_offset(survey.fresh);
     if !defect::active(Defect::RecoveryWithoutImages) {
         make_images(&opening, &scan, &replay)?;
     }
     write_in_place(&opening, &replay)?;
-    let cut_at =
-        if defect::active(Defect::RecoveryKeepsTail) { opening.headers.file_bytes.max(end) } else { end };
-    opening.file.set_len(cut_at).map_err(opening.io("setting the file's end behind its last block"))?;
+    if !defect::active(Defect::RecoveryKeepsTail) {
+        opening.cut_behind(survey.fresh)?;
+    }
     let free: BTreeSet<u32> = survey.free_slots(&opening.place).collect();
     if !defect::active(Defect::RecoveryKeepsFreeSlots) {
         opening.punch_slots(&free)?;
