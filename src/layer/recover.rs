@@ -29,6 +29,11 @@ pub(super) fn recover(opening: Opening, mut superblocks: Superblocks) -> Result<
     if !defect::active(Defect::RecoveryWithoutImages) {
         make_images(&opening, &scan, &replay)?;
     }
+    let end = opening.place.file_bytes(survey.fresh);
+    if opening.headers.file_bytes < end {
+        // First, so that the file never ends with a guest's bytes.
+        opening.file.set_len(end).map_err(opening.io("extending the file over its last block"))?;
+    }
     write_in_place(&opening, &replay)?;
     if !defect::active(Defect::RecoveryKeepsTail) {
         opening.cut_behind(survey.fresh)?;
