@@ -76,6 +76,13 @@ struct HostFile {
     fd: OwnedFd,
 }
 
+impl Drop for HostFile {
+    fn drop(&mut self) {
+        // Closing does it, too, but not before a program that is just being started has given up its copy of the descriptor.
+        let _ = lock::unlock(&self.fd);
+    }
+}
+
 impl File for HostFile {
     fn length(&self) -> io::Result<u64> {
         let size = rustix::fs::fstat(&self.fd)?.st_size;

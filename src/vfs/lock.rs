@@ -4,7 +4,7 @@
 //! *denies* `p` to others holds byte `200 + p` shared. Both are taken first, then the opposite bytes of everyone else are
 //! tested: a permission that is used must not be denied by another, one that is denied must not be used by another.
 //! Taking before testing means that of two openers at the same moment at most one succeeds. The locks belong to the
-//! descriptor and fall when it is closed, also by the end of the process.
+//! descriptor and are given back before it is closed; the end of the process does it, too.
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc::{self, c_short};
@@ -118,5 +118,28 @@ mod tests {
         assert_eq!(open().lock(Shared).unwrap_err().kind(), ErrorKind::WouldBlock);
         drop(writer);
         open().lock(Shared).unwrap();
+    }
+
+    /// A child has a copy of every descriptor from its fork to its exec: closing ours alone leaves the lock with it.
+    #[test]
+    fn a_lock_ends_with_its_handle_while_programs_are_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        drop(HostVfs.create_new(&path).unwrap());
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                    let _ = std::process::Command::new("/proc/self/no-such-program").status();
+                }
+            });
+            let results: Vec<_> = (0..2000)
+                .map(|_| {
+                    HostVfs.open(&path, Access::ReadWrite).unwrap().lock(Exclusive).map_err(|e| e.kind())
+                })
+                .collect();
+            done.store(true, std::sync::atomic::Ordering::SeqCst);
+            assert!(results.iter().all(Result::is_ok));
+        });
     }
 }
