@@ -50,6 +50,16 @@ impl Placement {
         }
     }
 
+    /// The file offset behind the BAT: other tools place blocks from here on.
+    pub fn table_end(&self) -> u64 {
+        self.table_offset + vhd::bat_bytes(self.table_entries)
+    }
+
+    /// The file offset behind the last page of the BAT, which is written whole.
+    pub fn table_pages_end(&self) -> u64 {
+        self.table_end().next_multiple_of(PAGE_BYTES)
+    }
+
     /// Bytes of a block's sector bitmap, a multiple of 512.
     pub fn bitmap_bytes(&self) -> u64 {
         vhd::bitmap_bytes(self.block_bytes).into()

@@ -439,13 +439,18 @@ impl Journal {
     }
 }
 
-/// Makes a slot (its page and its data) read as zeros.
+/// Makes a slot (its page and its data) read as zeros. Of a block off our grid only the pages that are all its own: others
+/// may hold another block's data or the BAT, and nothing is placed there before it was punched as a slot of ours.
 pub(crate) fn punch_slot(file: &dyn File, place: &Placement, slot: u32) -> io::Result<()> {
-    let start = match place.slot_index(slot) {
-        Some(index) => place.slot_offset(index),
-        None => place.bitmap_offset(slot),
+    let end = place.block_end(slot);
+    let (start, end) = match place.slot_index(slot) {
+        Some(index) => (place.slot_offset(index), end),
+        None => (place.bitmap_offset(slot).next_multiple_of(PAGE_BYTES), end / PAGE_BYTES * PAGE_BYTES),
     };
-    zero_range(file, start, place.block_end(slot) - start)
+    match end.saturating_sub(start) {
+        0 => Ok(()),
+        length => zero_range(file, start, length),
+    }
 }
 
 /// Makes a range of the file read as zeros, by a hole where the file system has them.

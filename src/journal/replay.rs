@@ -108,9 +108,14 @@ impl<'a> Replay<'a> {
                 self.pages.insert(page_offset, ReplayedPage::Fresh { header, bitmap_set });
             }
             Record::Free { block, slot } => {
-                let page_offset = self.block_page(slot)?;
+                // Another tool's block lies anywhere behind the BAT and has no page.
+                if self.place.slot_index(slot).is_some()
+                    || self.place.bitmap_offset(slot) < self.place.table_end()
+                {
+                    let page_offset = self.block_page(slot)?;
+                    self.pages.remove(&page_offset);
+                }
                 self.set_entry(block, vhd::UNALLOCATED)?;
-                self.pages.remove(&page_offset);
             }
             Record::Bits { slot, first_sector, sectors, .. } => {
                 let page_offset = self.block_page(slot)?;

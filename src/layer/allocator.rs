@@ -90,6 +90,25 @@ impl Allocator {
         Ok(Some(slot))
     }
 
+    /// A slot of its own for a block that is to move. `Ok(None)` where no slot is left.
+    pub(crate) fn reserve(&mut self, file: &dyn File) -> io::Result<Option<u32>> {
+        self.take_slot(file)
+    }
+
+    /// The block's content is complete in a reserved slot: the block lives there from now on.
+    pub(crate) fn move_block(&mut self, map: &BlockMap, block: u32, slot: u32) {
+        self.free(map, block);
+        let allocation = self.next_allocation;
+        self.next_allocation += 1;
+        self.pending.push(MapChange::Alloc { block, slot, allocation });
+        map.set(block, Mapping::Whole(slot));
+    }
+
+    /// A reserved slot is not used after all; something may have been written to it.
+    pub(crate) fn give_up(&mut self, slot: u32) {
+        self.soiled.push(slot);
+    }
+
     /// A write that rode on an allocation is complete: publishes the block if it is the first. Does nothing where the
     /// allocation was discarded in the meantime.
     pub(crate) fn commit(&mut self, map: &BlockMap, block: u32, slot: u32) {

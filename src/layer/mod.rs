@@ -13,6 +13,7 @@ mod map;
 mod open;
 mod overlay;
 mod recover;
+mod relocate;
 mod session;
 mod table;
 mod write;

@@ -226,7 +226,9 @@ impl Opening {
         self.cut_behind(survey.fresh)?;
         self.sync()?;
         let free: BTreeSet<u32> = survey.free_slots(&self.place).collect();
-        if foreign != Foreign::Untouched && !free.is_empty() {
+        // Around another program's block, freed later or not, its old footer or anything else may stand.
+        let foreign_bytes = foreign != Foreign::Untouched || superblocks.current.foreign_blocks;
+        if foreign_bytes && !free.is_empty() {
             self.punch_slots(&free)?;
             self.sync()?;
         }
@@ -296,7 +298,9 @@ impl Opening {
         let allocator = Allocator::new(self.place, free, fresh, file_bytes, next_allocation);
         let map = BlockMap::new(entries.iter().copied());
         let session = Session::new(journal, allocator, superblocks);
-        Ok(self.into_layer(map, Overlay::default(), Some(session), foreign))
+        let layer = self.into_layer(map, Overlay::default(), Some(session), foreign);
+        layer.clear_table_pages()?;
+        Ok(layer)
     }
 
     fn into_layer(

@@ -58,10 +58,10 @@ impl Survey {
         let mut off_grid = Vec::new();
         for (block, &entry) in entries.iter().enumerate().filter(|&(_, &entry)| entry != vhd::UNALLOCATED) {
             let start = place.bitmap_offset(entry);
-            if start < place.slot_origin {
-                let origin = place.slot_origin;
+            if start < place.table_end() {
+                let end = place.table_end();
                 return Err(damaged(format!(
-                    "block table entry {block} is sector {entry} (offset {start}), inside the metadata below {origin}"
+                    "block table entry {block} is sector {entry} (offset {start}), inside the metadata below {end}"
                 )));
             }
             if let Some(length) = file_bytes.filter(|&length| place.block_end(entry) > length) {
@@ -91,9 +91,10 @@ impl Survey {
         }
         let mut covered = Vec::new();
         for &(start, end, block) in &off_grid {
-            let first = (start - place.slot_origin) / place.slot_stride();
-            let last = (end - 1 - place.slot_origin) / place.slot_stride();
-            for index in first..=last {
+            // Blocks below the first slot touch none.
+            let Some(last) = (end - 1).checked_sub(place.slot_origin) else { continue };
+            let first = start.saturating_sub(place.slot_origin) / place.slot_stride();
+            for index in first..=last / place.slot_stride() {
                 if used.contains(index) {
                     return Err(overlap(block));
                 }

@@ -1,0 +1,69 @@
+//! Blocks that share a page with the BAT move away from it.
+//!
+//! QEMU puts the first block of an empty image right behind the BAT, where the BAT's last page goes on. We write pages of
+//! the BAT whole. So before the first of them is written, the block is copied to a slot of ours; after a sync one journal
+//! entry frees the old place and allocates the new one. Until that entry is durable the block counts where it was.
+
+use super::Layer;
+use super::session::Session;
+use crate::error::{Error, Result};
+use crate::sync::Ordering;
+use crate::vfs::FileExt;
+
+const COPY_BYTES: u64 = 256 * 1024;
+
+impl Layer {
+    /// Moves the blocks that start in a page of the BAT. If that fails, the image is closed again as well as it can be.
+    pub(super) fn clear_table_pages(&self) -> Result<()> {
+        let Some(session) = &self.session else { return Ok(()) };
+        let in_the_way: Vec<u32> = (0..self.place.table_entries)
+            .filter(|&block| {
+                let slot = self.map.get(block).slot();
+                slot.is_some_and(|slot| self.place.bitmap_offset(slot) < self.place.table_pages_end())
+            })
+            .collect();
+        if in_the_way.is_empty() {
+            return Ok(());
+        }
+        let result = in_the_way.iter().try_for_each(|&block| self.move_block(session, block));
+        let result = result.and_then(|()| self.flush());
+        if result.is_err() {
+            // What failed is what the caller has to know; the block is still where it was.
+            let _ = self.close();
+        }
+        result
+    }
+
+    fn move_block(&self, session: &Session, block: u32) -> Result<()> {
+        let slot = session.allocator.lock().reserve(&*self.file);
+        let slot = slot.map_err(|error| Error::io(&self.path, "extending the image", error))?;
+        let Some(slot) = slot else {
+            let what = "a block that shares a page with the block table has to move".to_string();
+            return Err(Error::NoSpace { path: self.path.clone(), what });
+        };
+        let copied = self.copy_block(block, slot);
+        let mut allocator = session.allocator.lock();
+        match copied {
+            Ok(()) => allocator.move_block(&self.map, block, slot),
+            Err(_) => allocator.give_up(slot),
+        }
+        drop(allocator);
+        session.commits.fetch_add(1, Ordering::SeqCst);
+        copied
+    }
+
+    /// Copies what a guest sees of a block into a slot that reads as zeros.
+    fn copy_block(&self, block: u32, slot: u32) -> Result<()> {
+        let length = u64::from(self.place.block_bytes);
+        let mut buf = vec![0; COPY_BYTES.min(length) as usize];
+        for offset in (0..length).step_by(buf.len()) {
+            self.read_block(block, offset, &mut buf)?;
+            let at = self.place.data_offset(slot) + offset;
+            if buf.iter().any(|&byte| byte != 0) {
+                let written = self.file.write_all_at(&buf, at);
+                written.map_err(|error| self.io_error("writing", at, buf.len(), error))?;
+            }
+        }
+        Ok(())
+    }
+}
