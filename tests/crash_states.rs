@@ -10,7 +10,9 @@ mod crash;
 #[path = "support/strict_vhd.rs"]
 mod strict_vhd;
 
-use crash::{Explorer, SMALL, Shape, WIDE, Workload};
+use cowvhd::sim::{History, SimVfs};
+use cowvhd::{CreateOptions, OpenOptions};
+use crash::{Explorer, SMALL, Segment, Shape, WIDE, Workload};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Weather {
@@ -75,4 +77,36 @@ fn blocks_all_over_the_table() {
 #[test]
 fn small_blocks_with_failing_operations() {
     explore(SMALL, 3000..3080, 60, 40, Weather::Faulty);
+}
+
+/// QEMU's first block in an empty image lands right behind the block table, in the page where the table ends. It moves when
+/// the image is opened for writing: its content must be durable before its new place is.
+#[test]
+fn a_block_in_the_tables_page_moves_safely() {
+    let shape = SMALL;
+    let vfs = SimVfs::new(1);
+    let path = std::path::Path::new(crash::PATH);
+    CreateOptions::new(shape.size)
+        .test_geometry(shape.block_bytes, shape.ring_bytes)
+        .vfs(std::sync::Arc::new(vfs.clone()))
+        .create(path)
+        .unwrap();
+    let image = vfs.content(path).unwrap();
+    let table = u64::from_be_bytes(image[512 + 16..512 + 24].try_into().unwrap());
+    let mut history = History::default();
+    let value = history.new_value();
+    let mut block = vec![0xff; 512 + shape.block_bytes as usize];
+    History::fill(value, &mut block[512..]);
+    vfs.corrupt(path, table + 512, &block);
+    vfs.corrupt(path, table + 4 * 3, &((table / 512 + 1) as u32).to_be_bytes());
+    history.continue_from(3 * u64::from(shape.block_bytes) / 512, &block[512..]);
+
+    vfs.record(true);
+    let disk = OpenOptions::new().vfs(std::sync::Arc::new(vfs.clone())).open(path).unwrap();
+    disk.write_at(&[0; 512], 0).unwrap();
+    let mut points = vfs.take_crash_points();
+    points.push(vfs.crash_now());
+    let mut explorer = Explorer::new(shape);
+    explorer.explore(&[Segment { history, points }], 1, 200).unwrap();
+    println!("{} distinct states: no violation", explorer.states);
 }

@@ -23,7 +23,7 @@ const STRIPES: usize = 1024;
 /// The data committed since the last cut.
 #[derive(Debug, Default)]
 pub(super) struct DirtyData {
-    overflow: AtomicBool,
+    overflowed: AtomicBool,
     extents: Mutex<Vec<DirtyExtent>>,
 }
 
@@ -31,28 +31,28 @@ impl DirtyData {
     /// Adds a piece that was committed.
     pub(super) fn add(&self, extent: DirtyExtent) {
         // Once there is too much, the next flush syncs, and a commit before that flush's cut is covered by its sync.
-        if self.overflow.load(Ordering::SeqCst) {
+        if self.overflowed.load(Ordering::SeqCst) {
             return;
         }
         let mut extents = self.extents.lock();
         if extents.len() >= MAX_EXTENTS || (!extent.zero && extent.bytes() > MAX_JOURNALED_BYTES) {
-            self.overflow.store(true, Ordering::SeqCst);
+            self.overflowed.store(true, Ordering::SeqCst);
             extents.clear();
         } else {
             extents.push(extent);
         }
     }
 
-    /// The next flush must sync: one that took the cut has failed.
-    pub(super) fn forget(&self) {
-        self.overflow.store(true, Ordering::SeqCst);
+    /// The next flush must sync: there is more to make durable than is known here.
+    pub(super) fn overflow(&self) {
+        self.overflowed.store(true, Ordering::SeqCst);
     }
 
     /// The cut: everything added so far, merged; `None` if it is too much to be journaled.
     pub(super) fn take(&self) -> Option<Vec<DirtyExtent>> {
         let mut extents = self.extents.lock();
         let taken = std::mem::take(&mut *extents);
-        if self.overflow.swap(false, Ordering::SeqCst) {
+        if self.overflowed.swap(false, Ordering::SeqCst) {
             return None;
         }
         drop(extents);

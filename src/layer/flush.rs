@@ -130,7 +130,7 @@ impl Layer {
             result => result.map(drop),
         };
         if result.is_err() && !defect::active(Defect::FailedFlushForgetsData) {
-            session.dirty.forget();
+            session.dirty.overflow();
         }
         if !cut.changes.is_empty() {
             session.allocator.lock().put_back(cut.changes);

@@ -44,7 +44,11 @@ impl Layer {
         let copied = self.copy_block(block, slot);
         let mut allocator = session.allocator.lock();
         match copied {
-            Ok(()) => allocator.move_block(&self.map, block, slot),
+            Ok(()) => {
+                allocator.move_block(&self.map, block, slot);
+                // The copy is no guest write that a small flush could journal: the flush that publishes it must sync.
+                session.dirty.overflow();
+            }
             Err(_) => allocator.give_up(slot),
         }
         drop(allocator);

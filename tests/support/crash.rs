@@ -213,7 +213,7 @@ impl Workload {
             let writing = *shared.writing.lock().unwrap();
             // With faults a request may have to flush to find space: not from within a flush on the same thread.
             let allowed = !faults || (underway == Underway::Write && writing.is_some());
-            if !idle && allowed && rng.one_in(4) {
+            if !idle && allowed && rng.one_in(if faults { 2 } else { 4 }) {
                 let block = writing.filter(|_| !rng.one_in(3)).unwrap_or_else(|| shared.hot_block(&mut rng));
                 match rng.below(4) {
                     0 => shared.discard_block(&mut rng),
@@ -229,10 +229,10 @@ impl Workload {
         for _ in 0..steps {
             let shared = Arc::clone(&self.shared);
             let rng = &mut self.rng;
-            if shared.faults && rng.one_in(5) {
+            if shared.faults && rng.one_in(3) {
                 let fault = FAULTS[rng.below(FAULTS.len() as u64) as usize];
                 let count = if rng.one_in(3) { 100 } else { 1 };
-                self.vfs.set_faults(FaultPlan::new(fault, rng.below(6), count));
+                self.vfs.set_faults(FaultPlan::new(fault, rng.below(4), count));
             }
             match rng.below(64) {
                 0..=29 => {
