@@ -12,4 +12,4 @@ pub use entry::{
     session_crc, write_entry, write_filler,
 };
 pub use place::{HEADER_BACKUP_OFFSET, PAGE_BYTES, Placement, SUPERBLOCK_OFFSETS};
-pub use superblock::{Fingerprint, State, Superblock, feature};
+pub use superblock::{Fingerprint, State, Superblock, SuperblockError, feature};

@@ -22,6 +22,9 @@ pub mod feature {
     pub const KNOWN_INCOMPATIBLE: u64 = 0;
     /// Read-only-compatible features this version knows: none so far.
     pub const KNOWN_READ_ONLY_COMPATIBLE: u64 = 0;
+    /// Compatible features this version knows: none so far. A writer clears all others: it writes the reserved bytes as
+    /// zeros, so what they stand for is gone.
+    pub const KNOWN_COMPATIBLE: u64 = 0;
 }
 
 /// Whether metadata may be behind the journal.
@@ -46,6 +49,20 @@ pub struct Fingerprint {
     pub bat_crc: u32,
     /// The modification time the file was given.
     pub modified: FileTime,
+}
+
+/// Why there is no superblock, or none that may be acted on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SuperblockError {
+    /// There is none, or it is damaged: the other copy counts.
+    Invalid(FormatError),
+    /// It is whole and says something that only a newer version understands: its disk must not be opened.
+    Newer {
+        /// The disk it belongs to.
+        disk_id: UniqueId,
+        /// The field.
+        error: FormatError,
+    },
 }
 
 /// A superblock's content.
@@ -157,9 +174,9 @@ impl Superblock {
     pub const SIZE: usize = PAGE_BYTES as usize;
 
     /// Reads a superblock. Checks magic, CRC and the fields a reader relies on; the caller compares disk id and features.
-    pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
+    pub fn parse(bytes: &[u8]) -> Result<Self, SuperblockError> {
         let wrong = |field, offset, found: String, expected: &str| {
-            FormatError::new(NAME, field, offset as u64, found, expected)
+            SuperblockError::Invalid(FormatError::new(NAME, field, offset as u64, found, expected))
         };
         let raw = RawSuperblock::ref_from_bytes(bytes)
             .map_err(|_| wrong("length", 0, bytes.len().to_string(), "4096 bytes"))?;
@@ -170,14 +187,22 @@ impl Superblock {
         if raw.crc.get() != crc {
             return Err(wrong("CRC", CRC_OFFSET, format!("{:#010x}", raw.crc), &format!("{crc:#010x}")));
         }
+        let newer = |field, offset, found: String, expected: &str| SuperblockError::Newer {
+            disk_id: UniqueId::from_bytes(raw.disk_id),
+            error: FormatError::new(NAME, field, offset, found, expected),
+        };
+        let unknown = raw.incompatible.get() & !feature::KNOWN_INCOMPATIBLE;
+        if unknown != 0 {
+            return Err(newer("incompatible features", 32, format!("{unknown:#x}"), "none that are unknown"));
+        }
         let state = match raw.state.get() {
             STATE_CLEAN => State::Clean,
             STATE_DIRTY => State::Dirty,
-            other => return Err(wrong("state", 56, other.to_string(), "1 (clean) or 2 (dirty)")),
+            other => return Err(newer("state", 56, other.to_string(), "1 (clean) or 2 (dirty)")),
         };
         let flags = raw.flags.get();
         if flags & !(FLAG_SYNC_FAILED | FLAG_FOREIGN_BLOCKS) != 0 {
-            return Err(wrong("flags", 60, format!("{flags:#x}"), "only bits 0 and 1"));
+            return Err(newer("flags", 60, format!("{flags:#x}"), "only bits 0 and 1"));
         }
         Ok(Superblock {
             sequence: raw.sequence.get(),

@@ -3,7 +3,9 @@
 //! Reading judges nothing but each structure by itself; which of them counts is decided in one place, [`Headers::decide`].
 
 use crate::error::{Error, FormatError, Result};
-use crate::ext::{HEADER_BACKUP_OFFSET, PAGE_BYTES, Placement, SUPERBLOCK_OFFSETS, State, Superblock};
+use crate::ext::{
+    HEADER_BACKUP_OFFSET, PAGE_BYTES, Placement, SUPERBLOCK_OFFSETS, State, Superblock, SuperblockError,
+};
 use crate::vfs::{File, FileExt};
 use crate::vhd::{self, DiskType, DynamicHeader, Footer, HeaderCookie};
 use std::path::Path;
@@ -33,7 +35,7 @@ pub(crate) struct Headers {
     /// The same with the dynamic header that it names.
     end_pair: Result<HeaderPair, Misfit>,
     /// Superblock A and B.
-    pub(crate) superblocks: [Result<Superblock, FormatError>; 2],
+    pub(crate) superblocks: [Result<Superblock, SuperblockError>; 2],
 }
 
 /// What is to be done with an image when it is opened.
@@ -113,6 +115,7 @@ impl Headers {
         self.refuse_fixed(path)?;
         let (pair, front_lost, doubt) = self.pair_in_use(path)?;
         let (footer, mut header) = pair.clone();
+        self.refuse_newer(path, &footer)?;
         let cookie = header.cookie;
         header.cookie = HeaderCookie::Normal;
         let superblock = self.superblock_of(&footer);
@@ -149,6 +152,29 @@ impl Headers {
         }
     }
 
+    /// Neither copy may say what only a newer version understands. The older one must not stand in: it describes a past.
+    fn refuse_newer(&self, path: &Path, footer: &Footer) -> Result<()> {
+        for (superblock, at) in self.superblocks.iter().zip(SUPERBLOCK_OFFSETS) {
+            if let Err(SuperblockError::Newer { disk_id, error }) = superblock
+                && *disk_id == footer.unique_id
+            {
+                let what =
+                    format!("at offset {at}: {error}; a newer version of cowvhd wrote it: use that one");
+                return Err(Error::Unsupported { path: path.to_path_buf(), what });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a superblock belongs to the disk that `footer` describes, be it one that only a newer version understands.
+    fn has_superblock(&self, footer: &Footer) -> bool {
+        self.superblocks.iter().any(|superblock| match superblock {
+            Ok(superblock) => superblock.disk_id == footer.unique_id,
+            Err(SuperblockError::Newer { disk_id, .. }) => *disk_id == footer.unique_id,
+            Err(SuperblockError::Invalid(_)) => false,
+        })
+    }
+
     /// Footer and header that count, whether the start of the file is lost, and what speaks against writing.
     fn pair_in_use(&self, path: &Path) -> Result<(&HeaderPair, bool, Option<String>)> {
         let normal = |pair: &&HeaderPair| pair.1.cookie == HeaderCookie::Normal;
@@ -172,7 +198,7 @@ impl Headers {
                 _ => Ok((front, false, None)),
             },
             // The backup counts only where a superblock of the same disk vouches for it.
-            (Err(_), Ok(backup)) if self.superblock_of(&backup.0).is_some() => Ok((backup, true, None)),
+            (Err(_), Ok(backup)) if self.has_superblock(&backup.0) => Ok((backup, true, None)),
             (Err((at, error)), _) => match end_pair {
                 Some(pair) => {
                     let doubt =

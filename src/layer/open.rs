@@ -82,15 +82,6 @@ impl Opening {
         let headers = Headers::read(&*file, path)?;
         let decision = headers.decide(path)?;
         let place = decision.placement(path, headers.file_bytes)?;
-        if let Some((superblock, _)) = &decision.superblock {
-            let unknown = superblock.incompatible & !feature::KNOWN_INCOMPATIBLE;
-            if unknown != 0 {
-                let what = format!(
-                    "the image uses features this version does not know (bits {unknown:#x}): use a newer one"
-                );
-                return Err(Error::Unsupported { path: path.to_path_buf(), what });
-            }
-        }
         Ok(Opening { vfs, file, path: path.to_path_buf(), headers, decision, place })
     }
 

@@ -4,7 +4,7 @@ use super::allocator::Allocator;
 use super::dirty::{DirtyData, WritesUnderWay};
 use super::flush::FlushGate;
 use crate::error::{Error, Result};
-use crate::ext::{Placement, SUPERBLOCK_OFFSETS, SessionId, State, Superblock, Tail};
+use crate::ext::{Placement, SUPERBLOCK_OFFSETS, SessionId, State, Superblock, Tail, feature};
 use crate::journal::{Failure, Journal};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::vfs::File;
@@ -97,7 +97,8 @@ pub(crate) struct Superblocks {
 
 impl Superblocks {
     pub(super) fn new(current: Superblock, index: usize) -> Self {
-        Superblocks { current, index }
+        let compatible = current.compatible & feature::KNOWN_COMPATIBLE;
+        Superblocks { current: Superblock { compatible, ..current }, index }
     }
 
     /// Writes the current content, with the next sequence, over the older of the two copies; durable on return.

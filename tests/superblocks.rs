@@ -1,0 +1,136 @@
+//! What the two superblocks may make a program do.
+//!
+//! A flag that a newer version had set made this one take the newer superblock for damaged and go by the older one: it opened the
+//! image as it had been before, and replayed a session of the past over it. And it kept the mark of a feature whose
+//! content it had just overwritten with zeros.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions, Result};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const MIB: u64 = 1 << 20;
+const COPIES: [usize; 2] = [4096, 8192];
+
+struct Image {
+    _dir: tempfile::TempDir,
+    path: PathBuf,
+}
+
+fn image() -> Image {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.vhd");
+    CreateOptions::new(64 * MIB).create(&path).unwrap();
+    let disk = open(&path, false).unwrap();
+    disk.write_at(&[1; 4096], 0).unwrap();
+    disk.close().unwrap();
+    Image { _dir: dir, path }
+}
+
+fn open(path: &Path, read_only: bool) -> Result<Disk> {
+    OpenOptions::new().read_only(read_only).open(path)
+}
+
+fn number(bytes: &[u8], at: usize) -> u64 {
+    u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+/// The copies, the current one first.
+fn copies(bytes: &[u8]) -> [usize; 2] {
+    let [a, b] = COPIES;
+    if number(bytes, a + 8) > number(bytes, b + 8) { [a, b] } else { [b, a] }
+}
+
+/// Changes a superblock, with the right CRC.
+fn change(bytes: &mut [u8], copy: usize, at: usize, value: &[u8]) {
+    bytes[copy + at..copy + at + value.len()].copy_from_slice(value);
+    let crc = bytes[copy..copy + 4092].iter().fold(!0u32, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| crc >> 1 ^ if crc & 1 != 0 { 0xedb8_8320 } else { 0 })
+    });
+    bytes[copy + 4092..copy + 4096].copy_from_slice(&(!crc).to_be_bytes());
+}
+
+#[test]
+fn what_a_newer_version_wrote_is_refused_in_either_copy() {
+    let image = image();
+    let clean = fs::read(&image.path).unwrap();
+    let disk = open(&image.path, false).unwrap();
+    disk.write_at(&[2; 4096], 4 * MIB).unwrap();
+    disk.flush().unwrap();
+    drop(disk);
+    let dirty = fs::read(&image.path).unwrap();
+    for bytes in [&clean, &dirty] {
+        let fields: [(&str, usize, u32); 5] = [
+            ("incompatible features", 32, 1 << 31),
+            ("incompatible features", 36, 1),
+            ("state", 56, 3),
+            ("flags", 60, 4),
+            ("flags", 60, 1 << 31 | 1),
+        ];
+        for (field, at, value) in fields {
+            for copy in copies(bytes) {
+                let mut bytes = bytes.clone();
+                change(&mut bytes, copy, at, &value.to_be_bytes());
+                for front_lost in [false, true] {
+                    if front_lost {
+                        bytes[..4096].fill(0xaa);
+                    }
+                    fs::write(&image.path, &bytes).unwrap();
+                    for read_only in [true, false] {
+                        let error = open(&image.path, read_only).unwrap_err();
+                        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+                        let text = error.to_string();
+                        assert!(text.contains(field) && text.contains("newer version"), "{text}");
+                    }
+                    assert!(fs::read(&image.path).unwrap() == bytes, "the file was changed: {field}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_superblock_of_another_disk_is_none() {
+    let image = image();
+    let mut bytes = fs::read(&image.path).unwrap();
+    let [_, older] = copies(&bytes);
+    change(&mut bytes, older, 60, &4u32.to_be_bytes());
+    change(&mut bytes, older, 16, &[0x77; 16]);
+    fs::write(&image.path, &bytes).unwrap();
+    open(&image.path, false).unwrap().close().unwrap();
+}
+
+#[test]
+fn an_unknown_compatible_feature_is_cleared_by_whoever_writes() {
+    let image = image();
+    let mut bytes = fs::read(&image.path).unwrap();
+    for copy in COPIES {
+        change(&mut bytes, copy, 48, &0x8000_0000_0000_0001u64.to_be_bytes());
+        change(&mut bytes, copy, 200, b"what it stands for");
+    }
+    fs::write(&image.path, &bytes).unwrap();
+    open(&image.path, true).unwrap();
+    assert!(fs::read(&image.path).unwrap() == bytes);
+    open(&image.path, false).unwrap().close().unwrap();
+    let after = fs::read(&image.path).unwrap();
+    for copy in COPIES {
+        assert_eq!(number(&after, copy + 48), 0);
+        assert!(after[copy + 176..copy + 4092].iter().all(|&byte| byte == 0));
+    }
+}
+
+#[test]
+fn an_unknown_read_only_compatible_feature_can_be_read() {
+    let image = image();
+    let mut bytes = fs::read(&image.path).unwrap();
+    for copy in COPIES {
+        change(&mut bytes, copy, 40, &1u64.to_be_bytes());
+    }
+    fs::write(&image.path, &bytes).unwrap();
+    open(&image.path, true).unwrap();
+    let error = open(&image.path, false).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().contains("read-only"), "{error}");
+    assert!(fs::read(&image.path).unwrap() == bytes);
+}
