@@ -192,3 +192,82 @@ fn the_dynamic_header_is_where_the_footer_says() {
         assert_eq!(open_read_only(&image.path).unwrap_err().kind(), ErrorKind::Corrupt, "{place}");
     }
 }
+
+/// A closed image is changed by another program, which keeps no backup; then the start of the file is lost.
+#[test]
+fn a_backup_older_than_another_programs_change_is_not_written_over_it() {
+    let image = image();
+    let good = fs::read(&image.path).unwrap();
+    let end = good.len() - 512;
+    let mut bytes = good.clone();
+    bytes[..4096].fill(0xaa);
+    // The backup is as the close left it, and so is the rest: nothing is lost.
+    fs::write(&image.path, &bytes).unwrap();
+    let disk = open(&image.path).unwrap();
+    assert!(first_sectors(&disk) == [1; 4096]);
+    disk.close().unwrap();
+    drop(disk);
+    assert!(fs::read(&image.path).unwrap()[..1536] == good[..1536]);
+
+    // The disk has grown by a block.
+    change_footer(&mut bytes, end, |footer| footer.current_size += 2 * MIB);
+    fs::write(&image.path, &bytes).unwrap();
+    let disk = open_read_only(&image.path).unwrap();
+    assert!(first_sectors(&disk) == [1; 4096]);
+    assert!(disk.notices().join("\n").contains("out of date"), "{:?}", disk.notices());
+    drop(disk);
+    let error = open(&image.path).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert!(error.to_string().contains("current size"), "{error}");
+    assert!(fs::read(&image.path).unwrap() == bytes, "the file was changed");
+}
+
+/// As QEMU does it: the footers and the header stay as they are.
+#[test]
+fn a_block_added_before_the_start_was_lost_is_kept() {
+    let image = image();
+    let mut bytes = fs::read(&image.path).unwrap();
+    let end = bytes.len() - 512;
+    let footer = bytes.split_off(end);
+    bytes.extend([0xff; 512]);
+    bytes.extend([0x55; 2 << 20]);
+    bytes.extend(footer);
+    let table = 3 << 20;
+    bytes[table + 20..table + 24].copy_from_slice(&((end / 512) as u32).to_be_bytes());
+    bytes[..4096].fill(0xaa);
+    fs::write(&image.path, &bytes).unwrap();
+    for read_only in [true, false] {
+        let disk = OpenOptions::new().read_only(read_only).open(&image.path).unwrap();
+        let mut buf = [0; 512];
+        disk.read_at(&mut buf, 10 * MIB).unwrap();
+        assert_eq!(buf, [0x55; 512]);
+        assert!(first_sectors(&disk) == [1; 4096]);
+        assert!(disk.notices().join("\n").contains("another program"), "{:?}", disk.notices());
+        disk.close().unwrap();
+    }
+}
+
+/// A block of another program that lies on our grid, at the very place of a slot, has no header.
+#[test]
+fn a_block_on_the_grid_added_before_the_start_was_lost_is_kept() {
+    let image = image();
+    let mut bytes = fs::read(&image.path).unwrap();
+    let end = bytes.len() - 512;
+    let footer = bytes.split_off(end);
+    bytes.resize(end + 4096 - 512, 0);
+    let entry = (bytes.len() / 512) as u32;
+    bytes.extend([0xff; 512]);
+    bytes.extend([0x55; 2 << 20]);
+    bytes.extend(footer);
+    let table = 3 << 20;
+    bytes[table + 20..table + 24].copy_from_slice(&entry.to_be_bytes());
+    bytes[..4096].fill(0xaa);
+    fs::write(&image.path, &bytes).unwrap();
+    for read_only in [true, false, false] {
+        let disk = OpenOptions::new().read_only(read_only).open(&image.path).unwrap();
+        let mut buf = [0; 512];
+        disk.read_at(&mut buf, 10 * MIB).unwrap();
+        assert_eq!(buf, [0x55; 512]);
+        disk.close().unwrap();
+    }
+}

@@ -137,6 +137,8 @@ impl Headers {
             }
         };
         vhd::validate_geometry(&footer, &header).map_err(|error| error.at(path, 0))?;
+        let stale = superblock.filter(|_| front_lost && condition == Condition::HalfClosed);
+        let doubt = doubt.or_else(|| self.stale_backup(&footer, &header, &stale?.0));
         Ok(Decision { footer, header, condition, superblock, front_lost, doubt })
     }
 
@@ -215,6 +217,27 @@ impl Headers {
                 }),
             },
         }
+    }
+
+    /// Whether something speaks against the backup where the start of a closed file is lost: another program may have
+    /// changed footer and header since the close that the superblock describes.
+    fn stale_backup(
+        &self,
+        footer: &Footer,
+        header: &DynamicHeader,
+        superblock: &Superblock,
+    ) -> Option<String> {
+        let left = superblock.fingerprint;
+        let as_left = left.footer_crc == crc32fast::hash(&footer.to_bytes())
+            && left.header_crc == crc32fast::hash(&header.to_bytes());
+        // A recovery that was cut may have removed the footer at the end.
+        let newer = self.end.as_ref().ok().filter(|end| end.to_bytes() != footer.to_bytes());
+        let why = match newer {
+            Some(end) => format!("the footer at the end differs from it ({})", differing_fields(footer, end)),
+            None if !as_left => "it is not what the last close left".to_string(),
+            None => return None,
+        };
+        Some(format!("the start of the file is lost, and its backup may be out of date: {why}"))
     }
 
     /// Whether the file is built as a pair says.

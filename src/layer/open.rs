@@ -120,6 +120,20 @@ impl Opening {
         })
     }
 
+    /// The same where the start of a closed file is lost, and the rest of the fingerprint proves nothing.
+    pub(super) fn foreign_blocks(&self, entries: &[u32]) -> Foreign {
+        match &self.decision.superblock {
+            Some((superblock, _))
+                if self.decision.front_lost
+                    && self.decision.condition == Condition::HalfClosed
+                    && superblock.fingerprint.bat_crc != table::entries_crc(entries) =>
+            {
+                Foreign::StructureChanged
+            }
+            _ => Foreign::Untouched,
+        }
+    }
+
     fn read_only(self) -> Result<Layer> {
         if self.decision.condition == Condition::Dirty {
             return self.read_only_dirty();
@@ -129,7 +143,7 @@ impl Opening {
         Survey::new(&self.path, &self.place, &entries, Some(self.headers.file_bytes))?;
         let foreign = match self.decision.condition {
             Condition::Clean => self.foreign(&entries)?,
-            _ => Foreign::Untouched,
+            _ => self.foreign_blocks(&entries),
         };
         let map = BlockMap::new(entries.into_iter());
         Ok(self.into_layer(map, Overlay::default(), None, foreign))

@@ -26,6 +26,8 @@ pub(super) fn recover(opening: Opening, mut superblocks: Superblocks) -> Result<
     let replay = replay(&opening, &scan)?;
     let entries: Vec<u32> = replay.entries().collect();
     let survey = Survey::new(&opening.path, &opening.place, &entries, None)?;
+    let foreign = opening.foreign_blocks(&entries);
+    superblocks.current.foreign_blocks |= foreign == Foreign::StructureChanged;
     if !defect::active(Defect::RecoveryWithoutImages) {
         make_images(&opening, &scan, &replay)?;
     }
@@ -48,15 +50,7 @@ pub(super) fn recover(opening: Opening, mut superblocks: Superblocks) -> Result<
     let next_allocation = superblocks.current.next_allocation.max(replay.next_allocation());
     drop(replay);
     let session = opening.start_session(&mut superblocks, next_allocation)?;
-    opening.into_session(
-        superblocks,
-        session,
-        &entries,
-        survey.fresh,
-        free,
-        next_allocation,
-        Foreign::Untouched,
-    )
+    opening.into_session(superblocks, session, &entries, survey.fresh, free, next_allocation, foreign)
 }
 
 /// Writes the start of the file from the backup or the backup from it, where one of them is lost.
