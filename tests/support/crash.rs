@@ -443,7 +443,7 @@ fn looks_clean(vfs: &SimVfs) -> bool {
     file.read_at(&mut cookie, 512).is_ok() && cookie == *b"cxsparse"
 }
 
-fn strict_reader(vfs: &SimVfs) -> Result<StrictVhd, String> {
+fn strict_reader(vfs: &SimVfs) -> Result<StrictVhd<'static>, String> {
     let file = vfs.open(Path::new(PATH), Access::ReadOnly).map_err(|error| error.to_string())?;
     StrictVhd::open(SimReader { file, at: 0 })
 }
