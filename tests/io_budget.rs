@@ -1,0 +1,222 @@
+//! What each guest operation costs in operations on the file, counted exactly on the simulated medium.
+//!
+//! The budget: an overwrite and a write to a new block are one write; a small flush is one durable write to the journal's
+//! ring; a full flush is one sync, and one durable write where maps changed or a data or zero record is live; a flush with
+//! nothing to do is nothing. A new block costs at most 2.1 writes, the checkpoint that brings its metadata in place included.
+//! Reads are counted apart: a small flush reads back what it journals.
+
+#![cfg(feature = "sim")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use cowvhd::sim::{Counts, SimVfs};
+use cowvhd::{CreateOptions, Disk, OpenOptions, ZeroMode};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+const GIB: u64 = 1 << 30;
+const BLOCK: u64 = 2 << 20;
+const SMALL: [u8; 4096] = [0xa5; 4096];
+/// So many small requests are more data than a flush puts into the journal.
+const MANY: u64 = 64;
+
+const NOTHING: Counts =
+    Counts { writes: 0, durable_writes: 0, syncs: 0, reads: 0, punches: 0, set_lengths: 0 };
+const ONE_WRITE: Counts = Counts { writes: 1, ..NOTHING };
+const ONE_READ: Counts = Counts { reads: 1, ..NOTHING };
+/// Reads back one piece of data and puts it into the journal.
+const SMALL_FLUSH: Counts = Counts { durable_writes: 1, reads: 1, ..NOTHING };
+const SYNC_AND_ENTRY: Counts = Counts { durable_writes: 1, syncs: 1, ..NOTHING };
+const SYNC_ALONE: Counts = Counts { syncs: 1, ..NOTHING };
+
+struct Guest {
+    vfs: SimVfs,
+    disk: Disk,
+}
+
+impl Guest {
+    /// A new disk of 1 GiB, of the shape that users get.
+    fn new() -> Self {
+        let vfs = SimVfs::new(1);
+        let path = Path::new("/disk.vhd");
+        CreateOptions::new(GIB).vfs(Arc::new(vfs.clone())).create(path).unwrap();
+        let disk = OpenOptions::new().vfs(Arc::new(vfs.clone())).open(path).unwrap();
+        Guest { vfs, disk }
+    }
+
+    /// A disk whose first blocks hold data, all of it flushed by a sync, so that no data record is live.
+    fn with_blocks() -> Self {
+        let guest = Guest::new();
+        guest.write_to_blocks(0..MANY);
+        guest.disk.flush().unwrap();
+        guest
+    }
+
+    fn write(&self, offset: u64) {
+        self.disk.write_at(&SMALL, offset).unwrap();
+    }
+
+    fn write_to_blocks(&self, blocks: Range<u64>) {
+        blocks.into_iter().for_each(|block| self.write(block * BLOCK));
+    }
+
+    /// What `work` asks of the file.
+    fn cost(&self, work: impl FnOnce(&Disk)) -> Counts {
+        let before = self.vfs.counts();
+        work(&self.disk);
+        let after = self.vfs.counts();
+        Counts {
+            writes: after.writes - before.writes,
+            durable_writes: after.durable_writes - before.durable_writes,
+            syncs: after.syncs - before.syncs,
+            reads: after.reads - before.reads,
+            punches: after.punches - before.punches,
+            set_lengths: after.set_lengths - before.set_lengths,
+        }
+    }
+
+    fn cost_of_flush(&self) -> Counts {
+        self.cost(|disk| disk.flush().unwrap())
+    }
+}
+
+#[test]
+fn an_overwrite_is_one_write_and_its_flush_one_durable_write() {
+    let guest = Guest::with_blocks();
+    for request in 0..20 {
+        assert_eq!(guest.cost(|_| guest.write(request * 4096)), ONE_WRITE);
+        assert_eq!(guest.cost_of_flush(), SMALL_FLUSH);
+    }
+}
+
+#[test]
+fn a_write_to_a_new_block_is_one_write_and_its_flush_one_durable_write() {
+    let guest = Guest::with_blocks();
+    let mut growths = 0;
+    for block in MANY..MANY + 40 {
+        let cost = guest.cost(|_| guest.write(block * BLOCK));
+        growths += cost.set_lengths;
+        assert_eq!(Counts { set_lengths: 0, ..cost }, ONE_WRITE);
+        assert_eq!(guest.cost_of_flush(), SMALL_FLUSH, "the map change travels with the data");
+    }
+    assert_eq!(growths, 5, "the file grows by an eighth at a time");
+}
+
+#[test]
+fn a_write_over_several_blocks_is_one_write_to_each() {
+    let guest = Guest::with_blocks();
+    let cost = guest.cost(|disk| disk.write_at(&vec![1; 4 << 20], BLOCK / 2).unwrap());
+    assert_eq!(cost, Counts { writes: 3, ..NOTHING });
+}
+
+#[test]
+fn a_read_is_one_read_or_none() {
+    let guest = Guest::with_blocks();
+    let read = |offset| guest.cost(|disk| disk.read_at(&mut [0; 4096], offset).unwrap());
+    assert_eq!(read(0), ONE_READ);
+    assert_eq!(read(512 << 20), NOTHING, "an absent block");
+}
+
+#[test]
+fn a_flush_with_nothing_to_do_is_nothing() {
+    let guest = Guest::new();
+    assert_eq!(guest.cost_of_flush(), NOTHING, "just opened");
+    guest.write(0);
+    assert_eq!(guest.cost_of_flush(), SMALL_FLUSH);
+    assert_eq!(guest.cost_of_flush(), NOTHING, "after a small flush");
+    guest.write_to_blocks(0..MANY);
+    assert_eq!(guest.cost_of_flush(), SYNC_AND_ENTRY);
+    assert_eq!(guest.cost_of_flush(), NOTHING, "after a full flush");
+    guest.disk.read_at(&mut [0; 4096], 0).unwrap();
+    assert_eq!(guest.cost_of_flush(), NOTHING, "after a read");
+}
+
+#[test]
+fn a_small_flush_of_many_pieces_is_one_durable_write() {
+    let guest = Guest::with_blocks();
+    guest.write_to_blocks(0..20);
+    assert_eq!(guest.cost_of_flush(), Counts { reads: 20, ..SMALL_FLUSH });
+    (0..20).for_each(|piece| guest.write(piece * 4096));
+    assert_eq!(guest.cost_of_flush(), SMALL_FLUSH, "pieces that touch are read back as one");
+}
+
+#[test]
+fn a_full_flush_is_a_sync_where_maps_did_not_change() {
+    let guest = Guest::with_blocks();
+    for _ in 0..3 {
+        guest.write_to_blocks(0..MANY);
+        assert_eq!(guest.cost_of_flush(), SYNC_ALONE);
+    }
+}
+
+#[test]
+fn a_full_flush_writes_an_entry_where_maps_changed() {
+    let guest = Guest::with_blocks();
+    guest.write_to_blocks(MANY..2 * MANY);
+    assert_eq!(guest.cost_of_flush(), SYNC_AND_ENTRY);
+    guest.write_to_blocks(0..MANY);
+    assert_eq!(
+        guest.cost(|disk| disk.discard(0, BLOCK).unwrap()),
+        NOTHING,
+        "freeing a block waits for the flush"
+    );
+    assert_eq!(guest.cost_of_flush(), SYNC_AND_ENTRY);
+}
+
+#[test]
+fn a_full_flush_writes_an_entry_where_a_data_record_is_live() {
+    let guest = Guest::with_blocks();
+    guest.write(0);
+    assert_eq!(guest.cost_of_flush(), SMALL_FLUSH);
+    guest.write_to_blocks(0..MANY);
+    assert_eq!(guest.cost_of_flush(), SYNC_AND_ENTRY, "or a crash would replay the old data");
+    guest.write_to_blocks(0..MANY);
+    assert_eq!(guest.cost_of_flush(), SYNC_ALONE, "it is retired now");
+}
+
+#[test]
+fn a_full_flush_writes_an_entry_where_a_zero_record_is_live() {
+    let guest = Guest::with_blocks();
+    let punch = guest.cost(|disk| disk.discard(8192, 4096).unwrap());
+    assert_eq!(punch, Counts { punches: 1, ..NOTHING });
+    assert_eq!(guest.cost_of_flush(), Counts { durable_writes: 1, ..NOTHING }, "zeros are not read back");
+    guest.write_to_blocks(0..MANY);
+    assert_eq!(guest.cost_of_flush(), SYNC_AND_ENTRY);
+    guest.write_to_blocks(0..MANY);
+    assert_eq!(guest.cost_of_flush(), SYNC_ALONE);
+}
+
+#[test]
+fn zeros_cost_a_punch_or_a_write_and_a_freed_block_nothing_before_its_flush() {
+    let guest = Guest::with_blocks();
+    let zeroes = |offset, length, mode| guest.cost(|disk| disk.write_zeroes(offset, length, mode).unwrap());
+    assert_eq!(zeroes(0, 4096, ZeroMode::KeepAllocated), ONE_WRITE);
+    assert_eq!(zeroes(0, 4096, ZeroMode::MayPunch), Counts { punches: 1, ..NOTHING });
+    assert_eq!(zeroes(BLOCK, BLOCK, ZeroMode::MayPunch), NOTHING);
+    assert_eq!(zeroes(512 << 20, 1 << 20, ZeroMode::MayPunch), NOTHING, "an absent block");
+}
+
+/// 64 new blocks on a new disk, one flush, and a close, which checkpoints everything. What a close costs beyond the
+/// checkpoint, once for a session and not for each block: the footer, a superblock and the header's cookie.
+#[test]
+fn a_new_block_costs_at_most_two_writes_and_a_tenth_with_its_checkpoint() {
+    let guest = Guest::new();
+    let data = guest.cost(|_| guest.write_to_blocks(0..MANY));
+    assert_eq!(data, Counts { writes: 64, set_lengths: 29, ..NOTHING });
+    let flush = guest.cost_of_flush();
+    assert_eq!(flush, SYNC_AND_ENTRY);
+
+    let close = guest.cost(|disk| disk.close().unwrap());
+    // In place: each block's page and one page of the block table; and the footer.
+    let in_place = MANY + 1;
+    // Into the ring: the image of the table's page, and the tails. Then a superblock and the header's cookie.
+    let ring = 2;
+    assert_eq!(
+        close,
+        Counts { writes: in_place + 1, durable_writes: ring + 2, syncs: 3, set_lengths: 1, ..NOTHING }
+    );
+
+    let writes = data.writes + flush.durable_writes + in_place + ring;
+    assert_eq!(writes, 132);
+    assert!(writes * 10 <= MANY * 21, "{writes} writes for {MANY} blocks");
+}
