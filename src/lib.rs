@@ -15,5 +15,8 @@ mod sync;
 pub mod vfs;
 pub mod vhd;
 
-pub use disk::{CreateOptions, Disk, DiskInfo, Extent, ExtentKind, JournalState, OpenOptions, ZeroMode};
+pub use disk::{
+    CreateOptions, Disk, DiskInfo, Extent, ExtentKind, ForeignChanges, JournalState, MappedExtent,
+    OpenOptions, ZeroMode,
+};
 pub use error::{Error, ErrorKind, FormatError, Result};

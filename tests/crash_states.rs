@@ -12,7 +12,7 @@ mod strict_vhd;
 
 use cowvhd::sim::{History, SimVfs};
 use cowvhd::{CreateOptions, OpenOptions};
-use crash::{Explorer, SMALL, Segment, Shape, WIDE, Workload};
+use crash::{Explorer, FIXED, SMALL, Segment, Shape, WIDE, Workload};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Weather {
@@ -109,4 +109,12 @@ fn a_block_in_the_tables_page_moves_safely() {
     let mut explorer = Explorer::new(shape);
     explorer.explore(&[Segment { history, points }], 1, 200).unwrap();
     println!("{} distinct states: no violation", explorer.states);
+}
+
+/// A fixed disk has what a raw disk has: no journal, and every flushed write.
+#[test]
+fn fixed_disk() {
+    explore(FIXED, 4000..4030, 60, 60, Weather::Calm);
+    explore(FIXED, 5000..5030, 60, 60, Weather::Busy);
+    explore(FIXED, 6000..6030, 60, 40, Weather::Faulty);
 }

@@ -53,6 +53,7 @@ impl From<cowvhd::Error> for Failure {
             _ => Code::Failed,
         };
         let hint = match &error {
+            cowvhd::Error::InUse { holder: Some(_), .. } => "; end it, or wait until it ends".into(),
             cowvhd::Error::InUse { path, .. } => {
                 format!("; end what has it open (\"fuser -v {}\" may name it)", path.display())
             }

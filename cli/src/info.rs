@@ -3,7 +3,8 @@
 use crate::failure::Failure;
 use crate::output;
 use crate::size::Human;
-use cowvhd::{DiskInfo, JournalState};
+use cowvhd::vhd::DiskType;
+use cowvhd::{DiskInfo, ForeignChanges, JournalState};
 use serde::Serialize;
 use std::fmt;
 use std::path::PathBuf;
@@ -49,12 +50,17 @@ struct Report {
     actual_size: u64,
     /// The file's length.
     file_size: u64,
-    /// The size of a block.
-    cluster_size: u32,
+    /// The size of a block; a fixed disk has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster_size: Option<u32>,
     /// Whether the journal may hold what is not in place yet.
     dirty_flag: bool,
     journal: &'static str,
     sync_failed: bool,
+    /// What another program did since the last close here.
+    foreign_changes: &'static str,
+    /// The process that has it open; null where there is none, or nothing tells.
+    in_use_by: Option<String>,
     unique_id: String,
     created: String,
 }
@@ -77,6 +83,12 @@ impl Report {
                 JournalState::Dirty => "dirty",
             },
             sync_failed: info.sync_failed,
+            foreign_changes: match info.foreign_changes {
+                ForeignChanges::None => "none",
+                ForeignChanges::Time => "time",
+                ForeignChanges::Structure => "structure",
+            },
+            in_use_by: info.holder.clone(),
             unique_id: info.unique_id.to_string(),
             created: info.created.to_string(),
         }
@@ -89,15 +101,30 @@ impl fmt::Display for Report {
         writeln!(f, "file format: {} (VHD, {})", self.format, self.vhd_type)?;
         writeln!(f, "virtual size: {} ({} bytes)", Human(self.virtual_size), self.virtual_size)?;
         writeln!(f, "disk size: {}", Human(self.actual_size))?;
-        writeln!(f, "cluster_size: {}", self.cluster_size)?;
+        if let Some(cluster_size) = self.cluster_size {
+            writeln!(f, "cluster_size: {cluster_size}")?;
+        }
         writeln!(f, "unique id: {}", self.unique_id)?;
         writeln!(f, "created: {}", self.created)?;
         let journal = match self.journal {
+            "none" if self.vhd_type == DiskType::Fixed.to_string() => "none (a fixed disk has none)",
             "none" => "none (not made by cowvhd)",
+            "dirty" if self.in_use_by.is_some() => "dirty (open now)",
             "dirty" => "dirty (open now, or was not closed: the next open for writing recovers it)",
             other => other,
         };
         writeln!(f, "journal: {journal}")?;
+        if let Some(holder) = &self.in_use_by {
+            writeln!(f, "in use by: {holder}")?;
+        }
+        match self.foreign_changes {
+            "structure" => writeln!(f, "changed since it was closed: another program has written to it")?,
+            "time" => writeln!(
+                f,
+                "changed since it was closed: only its time differs (it was copied, or data was overwritten in place)"
+            )?,
+            _ => {}
+        }
         if self.sync_failed {
             writeln!(
                 f,

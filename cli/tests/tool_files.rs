@@ -103,6 +103,8 @@ fn the_json_of_info_keeps_its_shape() {
         "dirty-flag",
         "journal",
         "sync-failed",
+        "foreign-changes",
+        "in-use-by",
         "unique-id",
         "created",
     ];

@@ -1,9 +1,10 @@
 //! What a file says about itself, read without locking or changing it: works beside a server that has it open.
 
 use crate::error::{Error, Result};
-use crate::layer::{Condition, Foreign, Headers, OpenReport};
-use crate::vfs::{Access, HostVfs, Vfs};
-use crate::vhd::{DiskType, Timestamp, UniqueId};
+use crate::layer::{self, Condition, Foreign, Headers, OpenReport};
+use crate::sync::Arc;
+use crate::vfs::{Access, File, HostVfs, Vfs};
+use crate::vhd::{DiskType, Footer, Timestamp, UniqueId};
 use std::path::{Path, PathBuf};
 
 /// Whether the journal of an image holds anything.
@@ -15,6 +16,17 @@ pub enum JournalState {
     Clean,
     /// Open now, or left without closing: the next open for writing recovers it.
     Dirty,
+}
+
+/// What another program did to an image since cowvhd closed it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForeignChanges {
+    /// Nothing.
+    None,
+    /// The file's time differs and nothing else: it was copied, or another program overwrote data in place.
+    Time,
+    /// Its structure differs: another program added blocks, or wrote headers.
+    Structure,
 }
 
 /// The description of an image file.
@@ -30,8 +42,8 @@ pub struct DiskInfo {
     pub allocated_bytes: u64,
     /// Length of the file in bytes.
     pub file_bytes: u64,
-    /// Data bytes of a block.
-    pub block_bytes: u32,
+    /// Data bytes of a block; a fixed disk has none.
+    pub block_bytes: Option<u32>,
     /// The disk's unique id.
     pub unique_id: UniqueId,
     /// When the disk was made.
@@ -40,6 +52,10 @@ pub struct DiskInfo {
     pub journal: JournalState,
     /// A sync failed in this or an earlier session: acknowledged data may be missing.
     pub sync_failed: bool,
+    /// What another program did to it since it was closed here; only a clean image tells.
+    pub foreign_changes: ForeignChanges,
+    /// The process that has it open, such as `cowvhd (pid 123)`, as far as the system tells.
+    pub holder: Option<String>,
 }
 
 impl DiskInfo {
@@ -48,6 +64,9 @@ impl DiskInfo {
         let file = HostVfs
             .open(path, Access::ReadOnly)
             .map_err(|error| Error::io(path, "opening the image", error))?;
+        if let Some(footer) = layer::fixed_footer(&*file, path)? {
+            return Self::new(&file, path, &footer);
+        }
         let headers = Headers::read(&*file, path)?;
         let decision = headers.decide(path)?;
         let superblock = decision.superblock.map(|(superblock, _)| superblock);
@@ -56,20 +75,47 @@ impl DiskInfo {
             (Some(_), Condition::Clean) => JournalState::Clean,
             (Some(_), _) => JournalState::Dirty,
         };
+        let foreign_changes = match journal {
+            JournalState::Clean => layer::foreign_changes(Arc::new(HostVfs), Arc::clone(&file), path)?.into(),
+            JournalState::None | JournalState::Dirty => ForeignChanges::None,
+        };
+        Ok(DiskInfo {
+            block_bytes: Some(decision.header.block_size),
+            journal,
+            sync_failed: superblock.is_some_and(|superblock| superblock.sync_failed),
+            foreign_changes,
+            ..Self::new(&file, path, &decision.footer)?
+        })
+    }
+
+    /// What holds for every kind of image.
+    fn new(file: &Arc<dyn File>, path: &Path, footer: &Footer) -> Result<Self> {
         Ok(DiskInfo {
             path: path.to_path_buf(),
-            disk_type: decision.footer.disk_type,
-            virtual_size: decision.footer.current_size,
+            disk_type: footer.disk_type,
+            virtual_size: footer.current_size,
             allocated_bytes: file
                 .allocated_bytes()
                 .map_err(|error| Error::io(path, "asking for the space it occupies", error))?,
-            file_bytes: headers.file_bytes,
-            block_bytes: decision.header.block_size,
-            unique_id: decision.footer.unique_id,
-            created: decision.footer.timestamp,
-            journal,
-            sync_failed: superblock.is_some_and(|superblock| superblock.sync_failed),
+            file_bytes: file.length().map_err(|error| Error::io(path, "asking for the length", error))?,
+            block_bytes: None,
+            unique_id: footer.unique_id,
+            created: footer.timestamp,
+            journal: JournalState::None,
+            sync_failed: false,
+            foreign_changes: ForeignChanges::None,
+            holder: file.holder(),
         })
+    }
+}
+
+impl From<Foreign> for ForeignChanges {
+    fn from(foreign: Foreign) -> Self {
+        match foreign {
+            Foreign::Untouched => ForeignChanges::None,
+            Foreign::TimeChanged => ForeignChanges::Time,
+            Foreign::StructureChanged => ForeignChanges::Structure,
+        }
     }
 }
 

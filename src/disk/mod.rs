@@ -1,18 +1,23 @@
 //! What a guest sees: a disk of bytes.
 //!
-//! [`Disk`] splits guest ranges into blocks and hands each to the layer; it knows nothing of journals or slots.
+//! [`Disk`] checks what is asked and hands it to what keeps the bytes: a file in order, or blocks of a layer. It knows
+//! nothing of journals or slots.
 
+mod blocks;
 mod info;
+mod storage;
 
-pub use info::{DiskInfo, JournalState};
+pub use info::{DiskInfo, ForeignChanges, JournalState};
 
 use crate::error::{Error, Result};
-use crate::layer::{self, CreateParameters, Layer, Mapping};
+use crate::layer::{self, CreateParameters, Image};
 use crate::sync::Arc;
 use crate::vfs::{Access, HostVfs, Vfs};
-use crate::vhd::{self, bitmap};
+use crate::vhd::{self, DiskType, Footer};
+use blocks::Blocks;
 use std::io::{IoSlice, IoSliceMut};
 use std::path::Path;
+use storage::Storage;
 
 /// Journal ring of a new image, in bytes.
 const RING_BYTES: u64 = 2 << 20;
@@ -24,12 +29,26 @@ pub struct CreateOptions {
     size: u64,
     block_bytes: u32,
     ring_bytes: u64,
+    fixed: bool,
 }
 
 impl CreateOptions {
     /// A dynamic disk of `size` bytes: a multiple of 512, at most 2040 GiB.
     pub fn new(size: u64) -> Self {
-        CreateOptions { vfs: Arc::new(HostVfs), size, block_bytes: vhd::BLOCK_SIZE, ring_bytes: RING_BYTES }
+        CreateOptions {
+            vfs: Arc::new(HostVfs),
+            size,
+            block_bytes: vhd::BLOCK_SIZE,
+            ring_bytes: RING_BYTES,
+            fixed: false,
+        }
+    }
+
+    /// A fixed disk instead: the file is as long as the disk and a footer, and sparse. It has no journal and promises what a
+    /// raw file promises; its size may be more than 2040 GiB.
+    pub fn fixed(mut self) -> Self {
+        self.fixed = true;
+        self
     }
 
     /// Makes the image in another place than the host's file system.
@@ -48,6 +67,9 @@ impl CreateOptions {
 
     /// Creates the image at `path`, which must not exist. It appears under its name complete and durable, or not at all.
     pub fn create(&self, path: &Path) -> Result<()> {
+        if self.fixed {
+            return layer::create_fixed(&*self.vfs, path, self.size);
+        }
         let (size, block_bytes, ring_bytes) = (self.size, self.block_bytes, self.ring_bytes);
         layer::create(&*self.vfs, path, &CreateParameters { size, block_bytes, ring_bytes })
     }
@@ -89,8 +111,18 @@ impl OpenOptions {
     /// Fails with [`ErrorKind::InUse`](crate::ErrorKind::InUse) while another process has it open for writing (or, to open
     /// it for writing, at all).
     pub fn open(&self, path: &Path) -> Result<Disk> {
-        let layer = layer::open(Arc::clone(&self.vfs), path, self.access)?;
-        Ok(Disk { size: layer.footer().current_size, layer })
+        let (storage, footer): (Box<dyn Storage>, Footer) =
+            match layer::open(Arc::clone(&self.vfs), path, self.access)? {
+                Image::Dynamic(layer) => {
+                    let footer = layer.footer().clone();
+                    (Box::new(Blocks::new(layer)), footer)
+                }
+                Image::Fixed(fixed) => {
+                    let footer = fixed.footer().clone();
+                    (fixed, footer)
+                }
+            };
+        Ok(Disk { size: footer.current_size, disk_type: footer.disk_type, storage })
     }
 }
 
@@ -116,6 +148,23 @@ pub struct Extent {
     pub kind: ExtentKind,
 }
 
+/// A range of a disk, and where it stands in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MappedExtent {
+    /// The range and what it holds.
+    pub extent: Extent,
+    /// Where it starts in the file, if the file has space for it.
+    pub file_offset: Option<u64>,
+}
+
+impl MappedExtent {
+    /// Whether `next`, the range behind this one, is of the same kind and behind this one in the file, too.
+    fn is_followed_by(&self, next: &MappedExtent) -> bool {
+        self.extent.kind == next.extent.kind
+            && self.file_offset.map(|at| at + self.extent.length) == next.file_offset
+    }
+}
+
 /// How [`Disk::write_zeroes`] goes about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ZeroMode {
@@ -135,7 +184,8 @@ pub enum ZeroMode {
 /// refuse the file until then.
 #[derive(Debug)]
 pub struct Disk {
-    layer: Layer,
+    storage: Box<dyn Storage>,
+    disk_type: DiskType,
     size: u64,
 }
 
@@ -145,31 +195,30 @@ impl Disk {
         self.size
     }
 
+    /// Fixed or dynamic.
+    pub fn disk_type(&self) -> DiskType {
+        self.disk_type
+    }
+
     /// The file's path.
     pub fn path(&self) -> &Path {
-        self.layer.path()
+        self.storage.path()
     }
 
     /// Whether the disk was opened read-only.
     pub fn is_read_only(&self) -> bool {
-        self.layer.is_read_only()
+        self.storage.is_read_only()
     }
 
     /// What opening the disk found and did, in words for a person; empty if there is nothing to say.
     pub fn notices(&self) -> Vec<String> {
-        info::notices(self.layer.report(), self.is_read_only())
+        self.storage.notices()
     }
 
     /// Reads `buf.len()` bytes at byte `offset`. Any offset and length within the disk are served.
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.check_range(offset, buf.len() as u64)?;
-        let mut rest = buf;
-        for piece in self.pieces(offset, rest.len() as u64) {
-            let (now, later) = std::mem::take(&mut rest).split_at_mut(piece.length as usize);
-            self.layer.read_block(piece.block, piece.offset, now)?;
-            rest = later;
-        }
-        Ok(())
+        self.storage.read_at(buf, offset)
     }
 
     /// Reads into several buffers, one after the other, from byte `offset` on.
@@ -186,13 +235,7 @@ impl Disk {
     /// Writes `buf` at byte `offset`; both must be multiples of 512.
     pub fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
         self.check_writable(offset, buf.len() as u64)?;
-        let mut rest = buf;
-        for piece in self.pieces(offset, rest.len() as u64) {
-            let (now, later) = rest.split_at(piece.length as usize);
-            self.layer.prepare(piece.block, piece.offset..piece.offset + piece.length)?.write(now)?;
-            rest = later;
-        }
-        Ok(())
+        self.storage.write_at(buf, offset)
     }
 
     /// Writes several buffers, one after the other, from byte `offset` on; each must be a multiple of 512 long.
@@ -209,15 +252,7 @@ impl Disk {
     /// Makes a range read as zeros; offset and length must be multiples of 512.
     pub fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<()> {
         self.check_writable(offset, length)?;
-        for piece in self.pieces(offset, length) {
-            let keep = mode == ZeroMode::KeepAllocated;
-            if !keep && self.covers_block(&piece) {
-                self.layer.free_block(piece.block)?;
-            } else {
-                self.layer.zero_block(piece.block, piece.offset, piece.length, keep)?;
-            }
-        }
-        Ok(())
+        self.storage.write_zeroes(offset, length, mode == ZeroMode::KeepAllocated)
     }
 
     /// The guest no longer needs a range: it reads as zeros afterwards and its space is given back as far as possible.
@@ -230,67 +265,35 @@ impl Disk {
     /// An error means that this is not known. After a failed sync the disk stops
     /// ([`ErrorKind::Poisoned`](crate::ErrorKind::Poisoned)); a lack of space leaves it usable, and a later flush may succeed.
     pub fn flush(&self) -> Result<()> {
-        self.layer.flush()
+        self.storage.flush()
     }
 
     /// Flushes and closes the file cleanly, so that other tools can open it. Waits for calls under way; later writes fail.
     pub fn close(&self) -> Result<()> {
-        self.layer.close()
+        self.storage.close()
     }
 
     /// What a range holds, from metadata alone; neighbours of one kind are joined.
     pub fn extents(&self, offset: u64, length: u64) -> Result<Vec<Extent>> {
         self.check_range(offset, length)?;
         let mut extents: Vec<Extent> = Vec::new();
-        let mut push = |offset, length, kind| match extents.last_mut() {
-            Some(last) if last.kind == kind => last.length += length,
-            _ => extents.push(Extent { offset, length, kind }),
-        };
-        for piece in self.pieces(offset, length) {
-            let start = u64::from(piece.block) * self.block_bytes() + piece.offset;
-            match self.layer.mapping(piece.block)? {
-                Mapping::Absent | Mapping::Unverified(_) => push(start, piece.length, ExtentKind::Hole),
-                Mapping::Whole(_) => push(start, piece.length, ExtentKind::Data),
-                Mapping::Partial(slot) => {
-                    let bits = self.layer.bitmap(slot)?;
-                    let mut at = piece.offset;
-                    let end = piece.offset + piece.length;
-                    while at < end {
-                        let sector = at / vhd::SECTOR;
-                        let next = ((sector + 1) * vhd::SECTOR).min(end);
-                        let data = bitmap::get(&bits, sector as u32);
-                        let kind = if data { ExtentKind::Data } else { ExtentKind::Zero };
-                        push(start + (at - piece.offset), next - at, kind);
-                        at = next;
-                    }
-                }
-            }
-        }
+        self.storage.map(offset, length, &mut |MappedExtent { extent, .. }| match extents.last_mut() {
+            Some(last) if last.kind == extent.kind => last.length += extent.length,
+            _ => extents.push(extent),
+        })?;
         Ok(extents)
     }
 
-    fn block_bytes(&self) -> u64 {
-        self.layer.place().block_bytes.into()
-    }
-
-    /// A range's pieces, one per block.
-    fn pieces(&self, offset: u64, length: u64) -> impl Iterator<Item = Piece> + use<> {
-        let block_bytes = self.block_bytes();
-        let mut at = offset;
-        let end = offset + length;
-        std::iter::from_fn(move || {
-            let block = at / block_bytes;
-            let length = ((block + 1) * block_bytes).min(end).checked_sub(at).filter(|&length| length > 0)?;
-            let piece = Piece { block: u32::try_from(block).ok()?, offset: at % block_bytes, length };
-            at += length;
-            Some(piece)
-        })
-    }
-
-    /// Whether a piece is all that its block shows of the disk.
-    fn covers_block(&self, piece: &Piece) -> bool {
-        let start = u64::from(piece.block) * self.block_bytes();
-        piece.offset == 0 && piece.length == self.block_bytes().min(self.size - start)
+    /// What a range holds and where in the file it stands; neighbours of one kind that are neighbours in the file, too, are
+    /// joined.
+    pub fn map(&self, offset: u64, length: u64) -> Result<Vec<MappedExtent>> {
+        self.check_range(offset, length)?;
+        let mut extents: Vec<MappedExtent> = Vec::new();
+        self.storage.map(offset, length, &mut |next| match extents.last_mut() {
+            Some(last) if last.is_followed_by(&next) => last.extent.length += next.extent.length,
+            _ => extents.push(next),
+        })?;
+        Ok(extents)
     }
 
     fn check_range(&self, offset: u64, length: u64) -> Result<()> {
@@ -311,14 +314,4 @@ impl Disk {
         }
         Ok(())
     }
-}
-
-/// A part of a guest range that lies within one block.
-#[derive(Debug, Clone, Copy)]
-struct Piece {
-    block: u32,
-    /// Bytes from the block's start.
-    offset: u64,
-    /// Bytes.
-    length: u64,
 }

@@ -1,6 +1,7 @@
 //! Making a new image. It appears under its name only when it is complete and durable.
 
 use super::headers::pair_bytes;
+use super::new_file::NewFile;
 use super::table::entries_crc;
 use crate::error::{Error, Result};
 use crate::ext::{
@@ -9,9 +10,8 @@ use crate::ext::{
 };
 use crate::vfs::{File, FileExt, Vfs};
 use crate::vhd::{self, DiskType, DynamicHeader, Footer, Timestamp, UniqueId};
-use std::ffi::OsString;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What a new image is like.
 #[derive(Debug, Clone, Copy)]
@@ -28,20 +28,11 @@ pub(crate) struct CreateParameters {
 pub(crate) fn create(vfs: &dyn Vfs, path: &Path, parameters: &CreateParameters) -> Result<()> {
     let entries = table_entries(parameters)?;
     let place = Placement::new(entries, parameters.block_bytes, parameters.ring_bytes);
-    let random = || vfs.random_id().map_err(|error| Error::io(path, "asking for a random id", error));
-    let disk_id = UniqueId::from_bytes(random()?);
-    let temporary = temporary_name(path, random()?);
-    let result = write_image(vfs, &temporary, place, parameters.size, disk_id).and_then(|()| {
-        vfs.link(&temporary, path).map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => Error::Exists { path: path.to_path_buf() },
-            _ => Error::io(path, "giving the new image its name", error),
-        })
-    });
-    // Also after a failure: nothing half made stays behind. What removing it says is of no use to the caller.
-    let _ = vfs.remove(&temporary);
-    result?;
-    vfs.sync_dir(path.parent().unwrap_or(Path::new("")))
-        .map_err(|error| Error::io(path, "making the new image's name durable", error))
+    let random = vfs.random_id().map_err(|error| Error::io(path, "asking for a random id", error))?;
+    let disk_id = UniqueId::from_bytes(random);
+    let new = NewFile::new(vfs, path)?;
+    write_image(vfs, new.temporary(), place, parameters.size, disk_id)?;
+    new.publish(false)
 }
 
 fn table_entries(parameters: &CreateParameters) -> Result<u32> {
@@ -61,15 +52,6 @@ fn table_entries(parameters: &CreateParameters) -> Result<u32> {
     }
     u32::try_from(size.div_ceil(parameters.block_bytes.into()))
         .map_err(|_| Error::Invalid { what: format!("a disk of {size} bytes needs too many blocks") })
-}
-
-/// A name beside `path` that says whose it is, should a crash leave it behind.
-fn temporary_name(path: &Path, random: [u8; 16]) -> PathBuf {
-    let mut name = OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    let suffix: String = random.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-    name.push(format!(".new-{suffix}"));
-    path.with_file_name(name)
 }
 
 fn write_image(

@@ -7,9 +7,12 @@ mod allocator;
 mod close;
 mod create;
 mod dirty;
+mod fixed;
 mod flush;
 mod headers;
+mod image;
 mod map;
+mod new_file;
 mod open;
 mod overlay;
 mod recover;
@@ -19,9 +22,11 @@ mod table;
 mod write;
 
 pub(crate) use create::{CreateParameters, create};
+pub(crate) use fixed::{Fixed, create_fixed, fixed_footer};
 pub(crate) use headers::{Condition, Headers};
+pub(crate) use image::{Image, open};
 pub(crate) use map::Mapping;
-pub(crate) use open::{Foreign, OpenReport, open};
+pub(crate) use open::{Foreign, OpenReport, foreign_changes};
 
 use crate::error::{Error, Result};
 use crate::ext::{BlockHeader, PAGE_BYTES, Placement};

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::ext::{HEADER_BACKUP_OFFSET, Placement, SessionId, feature};
 use crate::journal::{Journal, ReplayedPage, Ring, punch_slot, write_zeros};
 use crate::sync::Arc;
-use crate::vfs::{Access, File, FileExt, LockMode, Vfs};
+use crate::vfs::{Access, File, FileExt, Vfs};
 use crate::vhd::{self, DynamicHeader, Footer, HeaderCookie};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -48,22 +48,23 @@ pub(crate) enum Foreign {
     StructureChanged,
 }
 
-/// Opens the image at `path`.
-pub(crate) fn open(vfs: Arc<dyn Vfs>, path: &Path, access: Access) -> Result<Layer> {
-    let file = vfs.open(path, access).map_err(|error| Error::io(path, "opening the image", error))?;
-    let mode = match access {
-        Access::ReadOnly => LockMode::Shared,
-        Access::ReadWrite => LockMode::Exclusive,
-    };
-    file.lock(mode).map_err(|error| match error.kind() {
-        std::io::ErrorKind::WouldBlock => Error::InUse { path: path.to_path_buf(), holder: None },
-        _ => Error::io(path, "locking the image", error),
-    })?;
+/// Opens a locked file that is no fixed disk.
+pub(super) fn open(vfs: Arc<dyn Vfs>, file: Arc<dyn File>, path: &Path, access: Access) -> Result<Layer> {
     let opening = Opening::new(vfs, file, path)?;
     match access {
         Access::ReadOnly => opening.read_only(),
         Access::ReadWrite => opening.settle()?.read_write(),
     }
+}
+
+/// What another program did to a file that is not open here; `Untouched` where nothing tells.
+pub(crate) fn foreign_changes(vfs: Arc<dyn Vfs>, file: Arc<dyn File>, path: &Path) -> Result<Foreign> {
+    let opening = Opening::new(vfs, file, path)?;
+    if opening.decision.superblock.is_none() || opening.decision.condition != Condition::Clean {
+        return Ok(Foreign::Untouched);
+    }
+    let bytes = table::read_table(&*opening.file, path, &opening.place)?;
+    opening.foreign(&table::entries(&bytes, &opening.place))
 }
 
 /// An image between its lock and its layer.

@@ -1,6 +1,7 @@
 //! The content of a simulated file: copy-on-write pages and a hash that follows every change.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 pub(super) const PAGE: usize = 4096;
@@ -43,6 +44,17 @@ impl Pages {
     /// Bytes of the pages that are not zero throughout.
     pub(super) fn allocated_bytes(&self) -> u64 {
         (self.pages.len() * PAGE) as u64
+    }
+
+    /// The next run of pages that are not zero throughout, from `offset` on.
+    pub(super) fn next_data(&self, offset: u64) -> Option<Range<u64>> {
+        let page_bytes = PAGE as u64;
+        let mut numbers = self.pages.range(offset / page_bytes..).map(|(&number, _)| number);
+        let first = numbers.next()?;
+        let last =
+            numbers.zip(first + 1..).take_while(|(n, next)| n == next).last().map_or(first, |(n, _)| n);
+        let range = (first * page_bytes).max(offset)..((last + 1) * page_bytes).min(self.length);
+        (!range.is_empty()).then_some(range)
     }
 
     /// Reads up to the end of the file; returns how many bytes.
@@ -172,7 +184,11 @@ mod tests {
         assert_eq!(a.read(&mut buf, 15_000), 5000);
         assert_eq!(a.read(&mut buf, 3000), 8192);
         assert_eq!((buf[999], buf[1000], buf[1999], buf[2000], buf[3000]), (0, 7, 7, 0, 7));
+        assert_eq!(b.next_data(0), Some(0..12_288));
+        assert_eq!(b.next_data(12_000), Some(12_000..12_288));
+        assert_eq!(b.next_data(12_288), None);
         b.apply(&write(19_990, &[5; 20]));
+        assert_eq!(b.next_data(12_288), Some(16_384..20_000));
         assert_eq!(b.length(), 20_000, "a write does not extend");
     }
 }

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -302,6 +303,13 @@ impl Vfs for SimVfs {
         Ok(())
     }
 
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.state.lock();
+        let id = state.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        state.names.insert(to.to_path_buf(), id);
+        Ok(())
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.state.lock().names.remove(path).map(|_| ()).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
@@ -424,6 +432,10 @@ impl File for SimFile {
         self.vfs.state.lock().counts.punches += 1;
         self.fault(0, false)?;
         self.with(|file| file.change(Change::Punch { offset, length }))
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        self.with(|file| file.cache.next_data(offset))
     }
 
     fn allocated_bytes(&self) -> io::Result<u64> {

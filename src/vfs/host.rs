@@ -1,10 +1,13 @@
 //! The operating system's files (Linux).
 
-use super::{Access, File, FileTime, LockMode, Vfs, lock};
-use rustix::fs::{Advice, FallocateFlags, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT};
+use super::{Access, File, FileTime, LockMode, Vfs, holder, lock};
+use rustix::fs::{
+    Advice, FallocateFlags, FileType, Mode, OFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT,
+};
 use rustix::io::ReadWriteFlags;
 use std::io::{self, IoSlice};
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -42,6 +45,10 @@ impl Vfs for HostVfs {
 
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
         Ok(rustix::fs::link(from, to)?)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        Ok(rustix::fs::rename(from, to)?)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
@@ -129,6 +136,26 @@ impl File for HostFile {
         Ok(rustix::fs::fallocate(&self.fd, flags, offset, length)?)
     }
 
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        use rustix::io::Errno;
+        // The position that these change is used by nobody.
+        let start = match rustix::fs::seek(&self.fd, SeekFrom::Data(offset)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => return Ok(None),
+            Err(Errno::INVAL | Errno::NOTSUP) => {
+                let end = self.length()?;
+                return Ok((offset < end).then_some(offset..end));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        match rustix::fs::seek(&self.fd, SeekFrom::Hole(start)) {
+            Ok(end) => Ok(Some(start..end)),
+            // The file was cut in between.
+            Err(Errno::NXIO) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn allocated_bytes(&self) -> io::Result<u64> {
         // st_blocks counts units of 512 bytes, whatever the file system's block size.
         u64::try_from(rustix::fs::fstat(&self.fd)?.st_blocks)
@@ -155,5 +182,9 @@ impl File for HostFile {
 
     fn unlock(&self) -> io::Result<()> {
         lock::unlock(&self.fd)
+    }
+
+    fn holder(&self) -> Option<String> {
+        holder::find(&self.fd)
     }
 }

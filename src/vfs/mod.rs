@@ -4,11 +4,13 @@
 //! What the traits promise is what POSIX promises and no more: a write is in some cache until a sync returns, writes
 //! between two syncs reach the medium in any order and in any part, and a failed sync says nothing about what was kept.
 
+mod holder;
 mod host;
 mod lock;
 
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -43,6 +45,9 @@ pub trait Vfs: Send + Sync + fmt::Debug {
 
     /// Gives a file a second name; fails with `AlreadyExists` where `to` is taken. Durable after [`Vfs::sync_dir`].
     fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Gives a file another name, in the place of whatever had that name. Durable after [`Vfs::sync_dir`].
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
     /// Takes a name away from a file. Durable after [`Vfs::sync_dir`].
     fn remove(&self, path: &Path) -> io::Result<()>;
@@ -86,6 +91,10 @@ pub trait File: Send + Sync + fmt::Debug {
     /// Fails with `Unsupported` where the file system cannot.
     fn punch_hole(&self, offset: u64, length: u64) -> io::Result<()>;
 
+    /// The next range at or behind `offset` that may hold data; what lies before it reads as zeros, and has no space in the
+    /// file. `None` if there is no more data. Where the file system does not tell, all is data.
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>>;
+
     /// Bytes of the medium that the file occupies.
     fn allocated_bytes(&self) -> io::Result<u64>;
 
@@ -100,6 +109,11 @@ pub trait File: Send + Sync + fmt::Debug {
 
     /// Gives the image lock back before the handle is dropped.
     fn unlock(&self) -> io::Result<()>;
+
+    /// The process that holds the image lock through another handle, such as `cowvhd (pid 123)`, as far as the system tells.
+    fn holder(&self) -> Option<String> {
+        None
+    }
 }
 
 /// The loops around [`File`]'s short transfers.

@@ -24,6 +24,8 @@ pub struct Shape {
     pub size: u64,
     /// Requests go to these ranges of blocks.
     pub hot_blocks: &'static [std::ops::Range<u64>],
+    /// A fixed disk: the sizes of blocks and ring only shape the requests.
+    pub fixed: bool,
 }
 
 /// A few blocks of four pages and the smallest ring: checkpoints and reuse come often.
@@ -32,7 +34,11 @@ pub const SMALL: Shape = Shape {
     ring_bytes: 128 << 10,
     size: 8 * (16 << 10) - 1024,
     hot_blocks: &[0..4, 4..8],
+    fixed: false,
 };
+/// The same requests on a fixed disk. Its size is whole physical sectors: where the footer shares one with the guest, a drive
+/// that leaves garbage in it takes the footer, too.
+pub const FIXED: Shape = Shape { fixed: true, size: 8 * (16 << 10) - 4096, ..SMALL };
 /// Blocks spread over many pages of the block table, more than may wait for an image.
 pub const WIDE: Shape = Shape {
     block_bytes: 4 << 10,
@@ -52,6 +58,7 @@ pub const WIDE: Shape = Shape {
         10239..10241,
         11263..11265,
     ],
+    fixed: false,
 };
 
 const EIO: i32 = 5;
@@ -166,11 +173,11 @@ impl Workload {
     /// lack of space, short transfers, interruptions.
     pub fn new(shape: Shape, seed: u64, faults: bool) -> Self {
         let vfs = SimVfs::new(seed);
-        CreateOptions::new(shape.size)
+        let options = CreateOptions::new(shape.size)
             .test_geometry(shape.block_bytes, shape.ring_bytes)
-            .vfs(Arc::new(vfs.clone()))
-            .create(Path::new(PATH))
-            .unwrap();
+            .vfs(Arc::new(vfs.clone()));
+        let options = if shape.fixed { options.fixed() } else { options };
+        options.create(Path::new(PATH)).unwrap();
         vfs.record(true);
         let shared = Shared {
             vfs: vfs.clone(),

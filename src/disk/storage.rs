@@ -1,0 +1,88 @@
+//! What keeps the bytes of a disk. Ranges are checked: within the disk, and whole sectors where something is changed.
+
+use super::{Extent, ExtentKind, MappedExtent};
+use crate::error::Result;
+use crate::layer::Fixed;
+use std::fmt;
+use std::path::Path;
+
+/// A kind of image, open.
+pub(super) trait Storage: Send + Sync + fmt::Debug {
+    /// The file's path.
+    fn path(&self) -> &Path;
+
+    /// Whether it is open for reading alone.
+    fn is_read_only(&self) -> bool;
+
+    /// What opening it found and did, for a person.
+    fn notices(&self) -> Vec<String>;
+
+    /// Reads `buf.len()` bytes at `offset`.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
+
+    /// Writes `buf` at `offset`.
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()>;
+
+    /// Makes a range read as zeros; its space is given back unless it is to stay allocated.
+    fn write_zeroes(&self, offset: u64, length: u64, keep_allocated: bool) -> Result<()>;
+
+    /// Makes durable what was changed before the call.
+    fn flush(&self) -> Result<()>;
+
+    /// Flushes and gives the file back.
+    fn close(&self) -> Result<()>;
+
+    /// Calls `visit` with ranges that make up `offset..offset + length`, in order.
+    fn map(&self, offset: u64, length: u64, visit: &mut dyn FnMut(MappedExtent)) -> Result<()>;
+}
+
+impl Storage for Fixed {
+    fn path(&self) -> &Path {
+        Fixed::path(self)
+    }
+
+    fn is_read_only(&self) -> bool {
+        Fixed::is_read_only(self)
+    }
+
+    fn notices(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        Fixed::read_at(self, buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        Fixed::write_at(self, buf, offset)
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64, keep_allocated: bool) -> Result<()> {
+        Fixed::write_zeroes(self, offset, length, keep_allocated)
+    }
+
+    fn flush(&self) -> Result<()> {
+        Fixed::flush(self)
+    }
+
+    fn close(&self) -> Result<()> {
+        Fixed::close(self)
+    }
+
+    fn map(&self, offset: u64, length: u64, visit: &mut dyn FnMut(MappedExtent)) -> Result<()> {
+        let mut push = |from: u64, to: u64, kind| {
+            if from < to {
+                let file_offset = (kind == ExtentKind::Data).then_some(from);
+                visit(MappedExtent { extent: Extent { offset: from, length: to - from, kind }, file_offset });
+            }
+        };
+        let mut at = offset;
+        for data in self.data_ranges(offset, length)? {
+            push(at, data.start, ExtentKind::Hole);
+            push(data.start, data.end, ExtentKind::Data);
+            at = data.end;
+        }
+        push(at, offset + length, ExtentKind::Hole);
+        Ok(())
+    }
+}
