@@ -141,7 +141,10 @@ impl Opening {
         }
         let bytes = table::read_table(&*self.file, &self.path, &self.place)?;
         let entries = table::entries(&bytes, &self.place);
-        Survey::new(&self.path, &self.place, &entries, Some(self.headers.file_bytes))?;
+        match self.decision.superblock {
+            Some(_) => drop(Survey::new(&self.path, &self.place, &entries, Some(self.headers.file_bytes))?),
+            None => table::check_foreign(&self.path, &self.decision, &entries, self.headers.file_bytes)?,
+        }
         let foreign = match self.decision.condition {
             Condition::Clean => self.foreign(&entries)?,
             _ => self.foreign_blocks(&entries),

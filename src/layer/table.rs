@@ -2,10 +2,11 @@
 //!
 //! Cost is linear in the table; only blocks off our grid (another program placed them) are sorted.
 
+use super::headers::Decision;
 use crate::error::{Error, Result};
 use crate::ext::{PAGE_BYTES, Placement};
 use crate::vfs::{File, FileExt};
-use crate::vhd;
+use crate::vhd::{self, DynamicHeader, Footer};
 use std::path::Path;
 
 /// Reads the pages of the BAT, rounded up to whole pages.
@@ -31,6 +32,59 @@ pub(crate) fn entries_crc(entries: &[u32]) -> u32 {
         hasher.update(&bytes);
     }
     hasher.finalize()
+}
+
+/// Checks the BAT of an image made elsewhere, where blocks may lie anywhere: every one in the file, clear of the headers, the
+/// table and every other.
+pub(crate) fn check_foreign(
+    path: &Path,
+    decision: &Decision,
+    entries: &[u32],
+    file_bytes: u64,
+) -> Result<()> {
+    let header = &decision.header;
+    let header_at = decision.footer.data_offset;
+    let stride = vhd::bat::block_stride(header.block_size);
+    let blocks = decision.footer.current_size.div_ceil(header.block_size.into());
+    let table_end = header.table_offset + vhd::bat_bytes(header.max_table_entries);
+    let areas = [
+        (0, Footer::SIZE as u64, "the footer copy"),
+        (header_at, header_at + DynamicHeader::SIZE as u64, "the dynamic header"),
+        (header.table_offset, table_end, "the block table"),
+    ];
+    let damaged = |what: String| Error::Damaged {
+        path: path.to_path_buf(),
+        what,
+        hint: "run `cowvhd check` to see what is affected",
+    };
+    // Entries for blocks behind the disk's end mean nothing.
+    let mut starts: Vec<(u64, usize)> = entries
+        .iter()
+        .enumerate()
+        .take(usize::try_from(blocks).unwrap_or(usize::MAX))
+        .filter(|&(_, &entry)| entry != vhd::UNALLOCATED)
+        .map(|(block, &entry)| (u64::from(entry) * vhd::SECTOR, block))
+        .collect();
+    starts.sort_unstable();
+    for &(start, block) in &starts {
+        let end = start + stride;
+        if end > file_bytes {
+            return Err(damaged(format!(
+                "block {block} is at offset {start} and ends at {end}, past the file's {file_bytes} bytes"
+            )));
+        }
+        if let Some((_, _, area)) = areas.iter().find(|(from, to, _)| start < *to && *from < end) {
+            return Err(damaged(format!("block {block} is at offset {start}, over {area}")));
+        }
+    }
+    for pair in starts.windows(2) {
+        if let [(before, former), (start, block)] = pair
+            && before + stride > *start
+        {
+            return Err(damaged(format!("block {block} at offset {start} overlaps block {former}")));
+        }
+    }
+    Ok(())
 }
 
 /// Which slots the BAT uses.
