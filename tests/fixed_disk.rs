@@ -1,7 +1,7 @@
 //! Fixed disks: the guest's bytes in order and a footer. What is written goes straight into the file, the footer is never
 //! touched, and nothing that a guest writes can make the file into something else.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "support/strict_vhd.rs"]
 mod strict_vhd;
