@@ -11,7 +11,7 @@ mod crash;
 mod strict_vhd;
 
 use cowvhd::sim::{History, SimVfs};
-use cowvhd::{CreateOptions, OpenOptions};
+use cowvhd::{CreateOptions, ExtentKind, OpenOptions};
 use crash::{Explorer, FIXED, SMALL, Segment, Shape, WIDE, Workload};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -104,6 +104,61 @@ fn a_block_in_the_tables_page_moves_safely() {
     vfs.record(true);
     let disk = OpenOptions::new().vfs(std::sync::Arc::new(vfs.clone())).open(path).unwrap();
     disk.write_at(&[0; 512], 0).unwrap();
+    let mut points = vfs.take_crash_points();
+    points.push(vfs.crash_now());
+    let mut explorer = Explorer::new(shape);
+    explorer.explore(&[Segment { history, points }], 1, 200).unwrap();
+    println!("{} distinct states: no violation", explorer.states);
+}
+
+/// Other programs leave bits clear in a block's bitmap. The first write moves such a block; what it showed stays.
+#[test]
+fn a_block_with_missing_sectors_moves_when_it_is_written() {
+    let shape = SMALL;
+    let vfs = SimVfs::new(1);
+    let path = std::path::Path::new(crash::PATH);
+    CreateOptions::new(shape.size)
+        .test_geometry(shape.block_bytes, shape.ring_bytes)
+        .vfs(std::sync::Arc::new(vfs.clone()))
+        .create(path)
+        .unwrap();
+    let disk = OpenOptions::new().vfs(std::sync::Arc::new(vfs.clone())).open(path).unwrap();
+    let mut history = History::default();
+    let value = history.new_value();
+    let mut block = vec![0; shape.block_bytes as usize];
+    History::fill(value, &mut block);
+    disk.write_at(&block, u64::from(shape.block_bytes)).unwrap();
+    disk.close().unwrap();
+    drop(disk);
+    let image = vfs.content(path).unwrap();
+    let table = u64::from_be_bytes(image[512 + 16..512 + 24].try_into().unwrap()) as usize;
+    let sector = u32::from_be_bytes(image[table + 4..table + 8].try_into().unwrap());
+    // Another program: the block is now number 5, and its sectors 8 to 15 are not present.
+    vfs.corrupt(path, table as u64 + 4, &[0xff; 4]);
+    vfs.corrupt(path, table as u64 + 4 * 5, &sector.to_be_bytes());
+    vfs.corrupt(path, u64::from(sector) * 512 + 1, &[0]);
+    block[8 * 512..16 * 512].fill(0);
+    vfs.corrupt(path, u64::from(sector) * 512 + 512, &block);
+    let first = 5 * u64::from(shape.block_bytes) / 512;
+    history.continue_from(first, &block);
+
+    vfs.record(true);
+    let disk = OpenOptions::new().vfs(std::sync::Arc::new(vfs.clone())).open(path).unwrap();
+    let kinds: Vec<_> =
+        disk.extents(first * 512, 32 * 512).unwrap().iter().map(|extent| extent.kind).collect();
+    assert_eq!(kinds, [ExtentKind::Data, ExtentKind::Zero, ExtentKind::Data]);
+    let value = history.new_value();
+    let mut buf = [0; 1024];
+    History::fill(value, &mut buf);
+    history.submit(vfs.tick(), first + 9, 2, value);
+    disk.write_at(&buf, (first + 9) * 512).unwrap();
+    history.complete(vfs.tick(), first + 9, 2, value);
+    let called = vfs.tick();
+    disk.flush().unwrap();
+    history.flushed(called, vfs.tick());
+    let mut content = vec![0; shape.block_bytes as usize];
+    disk.read_at(&mut content, first * 512).unwrap();
+    history.check_current(first, &content).unwrap();
     let mut points = vfs.take_crash_points();
     points.push(vfs.crash_now());
     let mut explorer = Explorer::new(shape);

@@ -1,10 +1,15 @@
-//! Blocks that share a page with the BAT move away from it.
+//! Blocks of other programs that move to a slot of ours: those that share a page with the BAT, and those that are written to
+//! while some of their sectors are not present.
 //!
 //! QEMU puts the first block of an empty image right behind the BAT, where the BAT's last page goes on. We write pages of
 //! the BAT whole. So before the first of them is written, the block is copied to a slot of ours; after a sync one journal
 //! entry frees the old place and allocates the new one. Until that entry is durable the block counts where it was.
+//!
+//! blktap and VirtualBox leave bits clear in a block's bitmap. Such a block is copied, as a guest sees it, before the first
+//! write to it: so no write is ever under way in a block that moves, and we never change a bitmap.
 
 use super::Layer;
+use super::map::Mapping;
 use super::session::Session;
 use crate::error::{Error, Result};
 use crate::sync::Ordering;
@@ -34,7 +39,18 @@ impl Layer {
         result
     }
 
+    /// Moves a block before its first write, unless another write has done so.
+    pub(super) fn complete_block(&self, session: &Session, block: u32) -> Result<()> {
+        let _one_at_a_time = session.moving.lock();
+        match self.map.get(block) {
+            Mapping::Partial(_) => self.move_block(session, block),
+            _ => Ok(()),
+        }
+    }
+
+    /// Copies a block, to which nobody writes meanwhile, to a slot of ours and publishes it there.
     fn move_block(&self, session: &Session, block: u32) -> Result<()> {
+        let old = self.map.get(block).slot();
         let slot = session.allocator.lock().reserve(&*self.file);
         let slot = slot.map_err(|error| Error::io(&self.path, "extending the image", error))?;
         let Some(slot) = slot else {
@@ -44,6 +60,8 @@ impl Layer {
         let copied = self.copy_block(block, slot);
         let mut allocator = session.allocator.lock();
         match copied {
+            // A discard that came in between has the last word.
+            Ok(()) if self.map.get(block).slot() != old => allocator.give_up(slot),
             Ok(()) => {
                 allocator.move_block(&self.map, block, slot);
                 // The copy is no guest write that a small flush could journal: the flush that publishes it must sync.

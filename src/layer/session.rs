@@ -20,6 +20,8 @@ pub(crate) struct Session {
     pub(super) commits: AtomicU64,
     pub(super) dirty: DirtyData,
     pub(super) writes: WritesUnderWay,
+    /// Held while a block of another program moves to a slot of ours.
+    pub(super) moving: Mutex<()>,
     poisoned: AtomicBool,
     cause: Mutex<Option<String>>,
 }
@@ -44,6 +46,7 @@ impl Session {
             commits: AtomicU64::new(0),
             dirty: DirtyData::default(),
             writes: WritesUnderWay::default(),
+            moving: Mutex::new(()),
             poisoned: AtomicBool::new(false),
             cause: Mutex::new(None),
         }

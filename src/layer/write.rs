@@ -55,9 +55,10 @@ impl Layer {
             };
             let mut guard = match self.verify(block, mapping)? {
                 Mapping::Whole(slot) => guard(slot, false, pin),
-                Mapping::Partial(slot) => {
-                    self.complete_block(slot)?;
-                    guard(slot, false, pin)
+                Mapping::Partial(_) => {
+                    self.check_open()?;
+                    self.complete_block(session, block)?;
+                    continue;
                 }
                 Mapping::Absent | Mapping::Unverified(_) => match self.ride(session, block)? {
                     Some((slot, pin)) => guard(slot, true, pin),
@@ -96,15 +97,6 @@ impl Layer {
             self.reclaim()?;
             reclaimed = true;
         }
-    }
-
-    /// Another program left a block of which some sectors are not present.
-    fn complete_block(&self, slot: u32) -> Result<()> {
-        let offset = self.place.bitmap_offset(slot);
-        let what = format!(
-            "the block at offset {offset} has sectors that are not present; writing to it is not supported yet"
-        );
-        Err(Error::Unsupported { path: self.path.clone(), what })
     }
 
     /// Makes a range within one block read as zeros; with `keep_allocated` the space stays reserved in the file.
