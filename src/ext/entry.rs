@@ -204,6 +204,9 @@ const FLAG_BITMAP_SET: u16 = 1;
 const SECTOR: usize = 512;
 
 impl Record<'_> {
+    /// Bytes of a record without data.
+    pub const HEADER_BYTES: usize = RECORD_BYTES;
+
     /// Bytes this record takes in an entry.
     pub fn encoded_bytes(&self) -> usize {
         match self {

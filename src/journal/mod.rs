@@ -241,25 +241,26 @@ impl Journal {
         Ok(())
     }
 
+    /// Whether `changes` and the data of `extents` fit into one entry without a checkpoint.
+    pub(crate) fn has_room_for(&self, changes: &[MapChange], extents: &[DirtyExtent]) -> bool {
+        let data: u64 = extents.iter().filter(|extent| !extent.zero).map(DirtyExtent::bytes).sum();
+        let bytes = ring::entry_bytes((changes.len() + extents.len()) * Record::HEADER_BYTES + data as usize);
+        // An entry that the end of the lap splits takes two pages more, and a filler one.
+        bytes <= self.ring.max_entry_bytes()
+            && bytes + 3 * PAGE_BYTES + self.reserve_bytes() <= self.ring.free_bytes()
+            && self.changes_within_image_limit(changes) == changes.len()
+    }
+
     /// Makes `changes` and the data in `pieces` durable with one entry (two at the end of a lap), without syncing anything:
-    /// the data counts as live until a later sync and entry cover it. `Ok(false)`, with nothing done, where they do not fit
-    /// without a checkpoint; changes that became durable are taken off the front.
+    /// the data counts as live until a later sync and entry cover it. The caller has seen that there is room.
     pub(crate) fn append_with_data(
         &mut self,
         file: &dyn File,
         changes: &mut Vec<MapChange>,
         pieces: &[DirtyPiece],
-    ) -> Result<bool, Failure> {
+    ) -> Result<(), Failure> {
         let mut records: Vec<Record<'_>> = pieces.iter().map(data_record).collect();
         records.splice(0..0, changes.iter().map(|change| change.record()));
-        let bytes = ring::entry_bytes(records.iter().map(Record::encoded_bytes).sum());
-        // An entry that the end of the lap splits takes two pages more, and a filler one.
-        let fits = bytes <= self.ring.max_entry_bytes()
-            && bytes + 3 * PAGE_BYTES + self.reserve_bytes() <= self.ring.free_bytes()
-            && self.changes_within_image_limit(changes) == changes.len();
-        if !fits {
-            return Ok(false);
-        }
         let mut done = 0;
         while let Some(rest) = records.get(done..).filter(|rest| !rest.is_empty()) {
             match self.try_append(file, rest, false, 0)? {
@@ -273,7 +274,7 @@ impl Journal {
             }
         }
         changes.clear();
-        Ok(true)
+        Ok(())
     }
 
     /// Whether a data or zero record counts that a sync has made superfluous: then a full flush must write an entry even if
@@ -282,8 +283,15 @@ impl Journal {
         self.ring.has_live_data()
     }
 
-    /// An entry without records, whose data tail is itself; the caller has just synced.
+    /// An entry without records, whose data tail is itself; the caller has just synced. If nothing waits for a checkpoint,
+    /// its meta tail is itself as well, and the ring is empty but for it; and if the ring is short, there is one now.
     pub(crate) fn retire_data(&mut self, file: &dyn File) -> Result<(), Failure> {
+        let is_short = self.ring.free_bytes() < self.reserve_bytes() + self.ring.max_entry_bytes();
+        if self.table_pages.is_empty() && self.block_pages.is_empty() {
+            self.ring.all_in_place();
+        } else if is_short {
+            self.checkpoint(file)?;
+        }
         match self.try_append(file, &[], true, 0)? {
             Some(_) => Ok(()),
             None => Err(ring_full()),

@@ -142,6 +142,9 @@ impl Layer {
     /// where a full flush is needed.
     fn small_flush(&self, session: &Session, core: &mut SessionCore, cut: &mut Cut) -> Result<bool, Failure> {
         let Some(extents) = &cut.dirty else { return Ok(false) };
+        if !core.journal.has_room_for(&cut.changes, extents) {
+            return Ok(false);
+        }
         let mut pieces = Vec::with_capacity(extents.len());
         for extent in extents {
             // A block that was freed since has a free record of its own, in this cut or a later one.
@@ -174,9 +177,7 @@ impl Layer {
             self.flushed(core, cut);
             return Ok(true);
         }
-        if !core.journal.append_with_data(&*self.file, &mut cut.changes, &pieces)? {
-            return Ok(false);
-        }
+        core.journal.append_with_data(&*self.file, &mut cut.changes, &pieces)?;
         self.flushed(core, cut);
         Ok(true)
     }
