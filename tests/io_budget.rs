@@ -29,18 +29,23 @@ const SMALL_FLUSH: Counts = Counts { durable_writes: 1, reads: 1, ..NOTHING };
 const SYNC_AND_ENTRY: Counts = Counts { durable_writes: 1, syncs: 1, ..NOTHING };
 const SYNC_ALONE: Counts = Counts { syncs: 1, ..NOTHING };
 
+const PATH: &str = "/disk.vhd";
+
 struct Guest {
     vfs: SimVfs,
     disk: Disk,
+}
+
+fn open(vfs: &SimVfs) -> Disk {
+    OpenOptions::new().vfs(Arc::new(vfs.clone())).open(Path::new(PATH)).unwrap()
 }
 
 impl Guest {
     /// A new disk of 1 GiB, of the shape that users get.
     fn new() -> Self {
         let vfs = SimVfs::new(1);
-        let path = Path::new("/disk.vhd");
-        CreateOptions::new(GIB).vfs(Arc::new(vfs.clone())).create(path).unwrap();
-        let disk = OpenOptions::new().vfs(Arc::new(vfs.clone())).open(path).unwrap();
+        CreateOptions::new(GIB).vfs(Arc::new(vfs.clone())).create(Path::new(PATH)).unwrap();
+        let disk = open(&vfs);
         Guest { vfs, disk }
     }
 
@@ -219,4 +224,22 @@ fn a_new_block_costs_at_most_two_writes_and_a_tenth_with_its_checkpoint() {
     let writes = data.writes + flush.durable_writes + in_place + ring;
     assert_eq!(writes, 132);
     assert!(writes * 10 <= MANY * 21, "{writes} writes for {MANY} blocks");
+}
+
+#[test]
+fn an_open_is_three_durable_writes_and_a_sync_and_the_first_touch_of_a_block_two_reads() {
+    let mut guest = Guest::with_blocks();
+    guest.disk.close().unwrap();
+    let before = guest.vfs.counts();
+    guest.disk = open(&guest.vfs);
+    let after = guest.vfs.counts();
+    assert_eq!(after.writes - before.writes, 0);
+    assert_eq!(after.durable_writes - before.durable_writes, 3, "two superblocks, the header");
+    assert_eq!(after.syncs - before.syncs, 1);
+    assert_eq!(after.set_lengths - before.set_lengths, 1);
+
+    let read = |offset| guest.cost(|disk| disk.read_at(&mut [0; 4096], offset).unwrap());
+    assert_eq!(read(0), Counts { reads: 3, ..NOTHING });
+    assert_eq!(read(4096), ONE_READ);
+    assert_eq!(guest.cost(|_| guest.write(BLOCK)), Counts { reads: 2, ..ONE_WRITE });
 }
