@@ -23,8 +23,7 @@ fn sides<'a>(raw: &'a File, disk: &'a Disk) -> [(&'static str, &'a dyn Target); 
 /// Requests to what exists and is in the page cache.
 fn hot(criterion: &mut Criterion, directory: &Path) {
     let (raw, disk) = pair(directory, "hot", HOT_BYTES);
-    fill(&raw, HOT_BYTES);
-    fill(&disk, HOT_BYTES);
+    fill([&raw, &disk], HOT_BYTES);
     let mut small = [0; SMALL as usize];
     let mut large = vec![0; MIB as usize];
     for (side, target) in sides(&raw, &disk) {

@@ -19,6 +19,8 @@ use support::{BLOCK, GIB, KIB, MIB, Rng, SMALL, Target, create_raw, directory, f
 /// Bytes of the disk whose content is in the page cache.
 const HOT_BYTES: u64 = 256 * MIB;
 const ROUNDS: usize = 15;
+/// Small writes of one commit.
+const COMMIT_WRITES: u64 = 16;
 
 struct Bench {
     part: Option<String>,
@@ -121,6 +123,14 @@ fn flushed_overwrites(target: &dyn Target, operations: u64, rng: &mut Rng) {
     }
 }
 
+/// As a guest's file system or database commits: some scattered pages, then one flush for all of them.
+fn commits(target: &dyn Target, operations: u64, rng: &mut Rng) {
+    for _ in 0..operations {
+        overwrites(target, COMMIT_WRITES, rng);
+        target.flush();
+    }
+}
+
 /// A round: `threads` threads at once, each with its own numbers, `operations` in all.
 fn round(target: &dyn Target, work: Work, threads: u64, operations: u64, seed: &mut u64) -> Duration {
     *seed += 1;
@@ -141,7 +151,7 @@ fn round(target: &dyn Target, work: Work, threads: u64, operations: u64, seed: &
 type HotWork = (&'static str, Option<f64>, Work, u64, u64);
 
 fn hot(bench: &Bench, directory: &Path) {
-    let works: [HotWork; 9] = [
+    let works: [HotWork; 10] = [
         ("4K random read, 1 thread", Some(1.15), reads, 1, 40_000),
         ("4K random read, 4 threads", Some(1.15), reads, 4, 80_000),
         ("4K random overwrite, 1 thread", Some(1.15), overwrites, 1, 20_000),
@@ -149,6 +159,7 @@ fn hot(bench: &Bench, directory: &Path) {
         ("1M sequential read", None, sequential_reads, 1, 128),
         ("1M sequential overwrite", None, sequential_overwrites, 1, 64),
         ("4K overwrite + flush", Some(1.0), flushed_overwrites, 1, 40),
+        ("16 x 4K overwrite + flush, per flush", None, commits, 1, 30),
         ("4K overwrite + flush, 4 threads", None, flushed_overwrites, 4, 80),
         (
             "1M sequential overwrite + flush at the end",
@@ -165,8 +176,7 @@ fn hot(bench: &Bench, directory: &Path) {
         return;
     }
     let (raw, disk) = pair(directory, "hot", HOT_BYTES);
-    fill(&raw, HOT_BYTES);
-    fill(&disk, HOT_BYTES);
+    fill([&raw, &disk], HOT_BYTES);
     for (name, limit, work, threads, operations) in works {
         raw.flush();
         Target::flush(&disk);

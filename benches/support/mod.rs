@@ -73,12 +73,14 @@ pub fn pair(directory: &Path, name: &str, size: u64) -> (File, Disk) {
     (raw, disk)
 }
 
-/// Writes all of a target in small requests, so that the page cache holds it in small folios. (One that readahead has
-/// filled holds large ones, and overwrites of 4 KiB cost ten times as much then.)
-pub fn fill(target: &dyn Target, size: u64) {
+/// Writes all of both targets in small requests, in turn, so that the page cache holds both in small folios from the same
+/// parts of memory. (One that readahead has filled holds large folios, and overwrites of 4 KiB cost ten times as much then.)
+pub fn fill(targets: [&dyn Target; 2], size: u64) {
     let buf = [0x5a; SMALL as usize];
-    (0..size / SMALL).for_each(|page| target.write(&buf, page * SMALL));
-    target.flush();
+    for page in 0..size / SMALL {
+        targets.iter().for_each(|target| target.write(&buf, page * SMALL));
+    }
+    targets.iter().for_each(|target| target.flush());
 }
 
 /// Numbers that look random, the same in every run.
