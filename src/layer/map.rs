@@ -144,14 +144,11 @@ impl BlockMap {
         self.closed.load(Ordering::SeqCst)
     }
 
-    /// Turns new writers away and waits until no pin is left. Returns false if the map was closed before.
-    pub(crate) fn close(&self) -> bool {
-        if self.closed.swap(true, Ordering::SeqCst) {
-            return false;
-        }
+    /// Turns new writers away and waits until no pin is left.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
         while self.pins.iter().any(|counter| counter.load(Ordering::SeqCst) != 0) {
             yield_now();
         }
-        true
     }
 }

@@ -1,7 +1,7 @@
 //! Opening an image: lock, decide what its structures say, and bring it to a session or to a read-only view.
 //!
 //! The order in which a clean image becomes dirty (each step durable before the next):
-//! header backup, if page 0 changed · superblock(dirty, session) · the other superblock · dirty cookie · end footer cut ·
+//! header backup · superblock(dirty, session) · the other superblock · dirty cookie · end footer cut ·
 //! free slots punched, if another program may have written into them.
 
 use super::Layer;
@@ -17,8 +17,9 @@ use crate::error::{Error, Result};
 use crate::ext::{HEADER_BACKUP_OFFSET, Placement, SessionId, feature};
 use crate::journal::{Journal, ReplayedPage, Ring, punch_slot, write_zeros};
 use crate::sync::Arc;
-use crate::vfs::{Access, File, FileExt, Vfs};
-use crate::vhd::{self, DynamicHeader, Footer, HeaderCookie};
+use crate::vfs::{Access, File, Vfs};
+use crate::vhd::{self, DynamicHeader, HeaderCookie};
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -76,6 +77,21 @@ pub(super) struct Opening {
     pub(super) headers: Headers,
     pub(super) decision: Decision,
     pub(super) place: Placement,
+    /// A sync of this opening failed.
+    sync_failed: Cell<bool>,
+}
+
+/// What has to be known to start a session on an image whose metadata is all in place.
+#[derive(Debug)]
+pub(super) struct Ready {
+    pub(super) session: SessionId,
+    pub(super) entries: Vec<u32>,
+    /// Slots from this index on were never used.
+    pub(super) fresh: u64,
+    /// Unused slots below `fresh`, which read as zeros.
+    pub(super) free: BTreeSet<u32>,
+    pub(super) next_allocation: u64,
+    pub(super) foreign: Foreign,
 }
 
 impl Opening {
@@ -83,7 +99,8 @@ impl Opening {
         let headers = Headers::read(&*file, path)?;
         let decision = headers.decide(path)?;
         let place = decision.placement(path, headers.file_bytes)?;
-        Ok(Opening { vfs, file, path: path.to_path_buf(), headers, decision, place })
+        let (path, sync_failed) = (path.to_path_buf(), Cell::new(false));
+        Ok(Opening { vfs, file, path, headers, decision, place, sync_failed })
     }
 
     pub(super) fn io<'a>(&'a self, operation: &'a str) -> impl FnOnce(std::io::Error) -> Error + 'a {
@@ -91,7 +108,10 @@ impl Opening {
     }
 
     pub(super) fn sync(&self) -> Result<()> {
-        self.file.sync_data().map_err(self.io("syncing the image"))
+        self.file.sync_data().map_err(|error| {
+            self.sync_failed.set(true);
+            self.io("syncing the image")(error)
+        })
     }
 
     fn report(&self, foreign: Foreign) -> OpenReport {
@@ -209,28 +229,30 @@ impl Opening {
             );
             return Err(Error::Unsupported { path: self.path, what });
         }
-        let superblocks = Superblocks::new(superblock, index);
-        match self.decision.condition {
-            Condition::Clean => self.start_from_clean(superblocks),
-            Condition::Dirty | Condition::HalfClosed => recover::recover(self, superblocks),
+        let other = self.headers.superblocks.get(1 - index.min(1));
+        let other_is_valid = other.is_some_and(|s| s.as_ref().is_ok_and(|s| s.disk_id == superblock.disk_id));
+        let mut superblocks = Superblocks::new(superblock, index, other_is_valid);
+        let ready = match self.decision.condition {
+            Condition::Clean => self.start_from_clean(&mut superblocks),
+            Condition::Dirty | Condition::HalfClosed => recover::recover(&self, &mut superblocks),
+        };
+        if ready.is_err() && self.sync_failed.get() {
+            superblocks.mark_failed_sync(&*self.file);
         }
+        self.into_session(superblocks, ready?)
     }
 
-    fn start_from_clean(self, mut superblocks: Superblocks) -> Result<Layer> {
+    fn start_from_clean(&self, superblocks: &mut Superblocks) -> Result<Ready> {
         let bytes = table::read_table(&*self.file, &self.path, &self.place)?;
         let entries = table::entries(&bytes, &self.place);
         let survey = Survey::new(&self.path, &self.place, &entries, Some(self.headers.file_bytes))?;
         let foreign = self.foreign(&entries)?;
         superblocks.current.foreign_blocks |= foreign == Foreign::StructureChanged;
 
-        let (footer, header) = (&self.decision.footer, &self.decision.header);
-        let backup_is_current =
-            self.headers.backup.as_ref().is_ok_and(|(f, h)| pair_bytes(f, h) == pair_bytes(footer, header));
-        if !backup_is_current {
-            self.write_backup()?;
-        }
+        // Also where it reads right: an earlier attempt may have left it in the cache and not on the medium.
+        self.write_backup()?;
         let next_allocation = superblocks.current.next_allocation;
-        let session = self.start_session(&mut superblocks, next_allocation)?;
+        let session = self.start_session(superblocks, next_allocation)?;
         self.write_header(HeaderCookie::Dirty)?;
         self.cut_behind(survey.fresh)?;
         self.sync()?;
@@ -241,7 +263,7 @@ impl Opening {
             self.punch_slots(&free)?;
             self.sync()?;
         }
-        self.into_session(superblocks, session, &entries, survey.fresh, free, next_allocation, foreign)
+        Ok(Ready { session, entries, fresh: survey.fresh, free, next_allocation, foreign })
     }
 
     /// Writes footer and header with its normal cookie to their backup place; durable on return.
@@ -268,8 +290,9 @@ impl Opening {
             true => [7; 16],
             false => self.vfs.random_id().map_err(self.io("asking for a random id"))?,
         });
+        let closed_cleanly = self.decision.condition == Condition::Clean;
         superblocks
-            .start_session(&*self.file, &self.place, session, next_allocation)
+            .start_session(&*self.file, &self.place, session, next_allocation, closed_cleanly)
             .map_err(self.io("writing a superblock"))?;
         Ok(session)
     }
@@ -290,22 +313,13 @@ impl Opening {
     }
 
     /// The layer of a session whose metadata is all in place.
-    #[expect(clippy::too_many_arguments, reason = "the parts of a layer, put together in one place")]
-    pub(super) fn into_session(
-        self,
-        superblocks: Superblocks,
-        session: SessionId,
-        entries: &[u32],
-        fresh: u64,
-        free: BTreeSet<u32>,
-        next_allocation: u64,
-        foreign: Foreign,
-    ) -> Result<Layer> {
+    fn into_session(self, superblocks: Superblocks, ready: Ready) -> Result<Layer> {
+        let Ready { session, entries, fresh, free, next_allocation, foreign } = ready;
         let ring = Ring::new(self.place.ring_offset, self.place.ring_bytes, session);
-        let journal = Journal::new(ring, self.place, self.decision.footer.unique_id, entries.to_vec());
+        let map = BlockMap::new(entries.iter().copied());
+        let journal = Journal::new(ring, self.place, self.decision.footer.unique_id, entries);
         let file_bytes = self.place.file_bytes(fresh);
         let allocator = Allocator::new(self.place, free, fresh, file_bytes, next_allocation);
-        let map = BlockMap::new(entries.iter().copied());
         let session = Session::new(journal, allocator, superblocks);
         let layer = self.into_layer(map, Overlay::default(), Some(session), foreign);
         layer.clear_table_pages()?;
@@ -346,10 +360,4 @@ pub(super) fn write_header(
 ) -> std::io::Result<()> {
     let header = DynamicHeader { cookie, ..header.clone() };
     file.write_durable_at(&header.to_bytes(), HEADER_OFFSET)
-}
-
-/// Writes footer copy and dynamic header to the start of the file; durable on return.
-pub(super) fn write_front(file: &dyn File, footer: &Footer, header: &DynamicHeader) -> std::io::Result<()> {
-    file.write_all_at(&pair_bytes(footer, header), 0)?;
-    file.sync_data()
 }

@@ -1,14 +1,13 @@
 //! Recovery: from a file that a session left without closing to one whose metadata is all in place.
 //!
 //! Every step is durable before the next and may be repeated from the start after another crash:
-//! sync, and metadata is read from the medium · start of the file from its backup, or the backup from it, if one was lost · the ring is scanned and replayed in
-//! memory · images of pages that change and have none, in the old session · pages and
+//! sync, and metadata is read from the medium · start of the file from its backup, if it was lost, or else both again · the
+//! ring is scanned and replayed in memory · images of pages that change and have none, in the old session · pages and
 //! guest data in place, the file ends behind the last slot, free slots are punched · a new session in both
 //! superblocks. Only then does anything new enter the ring, and nothing of the old session is read again.
 
-use super::Layer;
 use super::headers::{Condition, pair_bytes};
-use super::open::{Foreign, Opening, write_front};
+use super::open::{Foreign, Opening, Ready};
 use super::session::Superblocks;
 use super::table::{self, Survey};
 use crate::defect::{self, Defect};
@@ -19,24 +18,24 @@ use crate::vfs::FileExt;
 use crate::vhd::{DynamicHeader, HeaderCookie};
 use std::collections::BTreeSet;
 
-/// Recovers the image and starts a session on it.
-pub(super) fn recover(opening: Opening, mut superblocks: Superblocks) -> Result<Layer> {
-    restore_lost_headers(&opening)?;
-    let scan = scan_ring(&opening)?;
-    let replay = replay(&opening, &scan)?;
+/// Recovers the image and names a session in it.
+pub(super) fn recover(opening: &Opening, superblocks: &mut Superblocks) -> Result<Ready> {
+    restore_lost_headers(opening)?;
+    let scan = scan_ring(opening)?;
+    let replay = replay(opening, &scan)?;
     let entries: Vec<u32> = replay.entries().collect();
     let survey = Survey::new(&opening.path, &opening.place, &entries, None)?;
     let foreign = opening.foreign_blocks(&entries);
     superblocks.current.foreign_blocks |= foreign == Foreign::StructureChanged;
     if !defect::active(Defect::RecoveryWithoutImages) {
-        make_images(&opening, &scan, &replay)?;
+        make_images(opening, &scan, &replay)?;
     }
     let end = opening.place.file_bytes(survey.fresh);
     if opening.headers.file_bytes < end {
         // First, so that the file never ends with a guest's bytes.
         opening.file.set_len(end).map_err(opening.io("extending the file over its last block"))?;
     }
-    write_in_place(&opening, &replay)?;
+    write_in_place(opening, &replay)?;
     if !defect::active(Defect::RecoveryKeepsTail) {
         opening.cut_behind(survey.fresh)?;
     }
@@ -49,22 +48,22 @@ pub(super) fn recover(opening: Opening, mut superblocks: Superblocks) -> Result<
     }
     let next_allocation = superblocks.current.next_allocation.max(replay.next_allocation());
     drop(replay);
-    let session = opening.start_session(&mut superblocks, next_allocation)?;
-    opening.into_session(superblocks, session, &entries, survey.fresh, free, next_allocation, foreign)
+    let session = opening.start_session(superblocks, next_allocation)?;
+    Ok(Ready { session, entries, fresh: survey.fresh, free, next_allocation, foreign })
 }
 
-/// Writes the start of the file from the backup or the backup from it, where one of them is lost.
+/// Writes the start of the file from the backup where it is lost; else both again, one after the other: an earlier attempt may
+/// have left either of them in the cache and not on the medium.
 fn restore_lost_headers(opening: &Opening) -> Result<()> {
     let (footer, header) = (&opening.decision.footer, &opening.decision.header);
     if opening.decision.front_lost {
         let dirty = DynamicHeader { cookie: HeaderCookie::Dirty, ..header.clone() };
-        return write_front(&*opening.file, footer, &dirty)
-            .map_err(opening.io("writing the start of the file from its backup"));
+        let written = opening.file.write_all_at(&pair_bytes(footer, &dirty), 0);
+        written.map_err(opening.io("writing the start of the file from its backup"))?;
+        return opening.sync();
     }
-    match &opening.headers.backup {
-        Ok((f, h)) if pair_bytes(f, h) == pair_bytes(footer, header) => Ok(()),
-        _ => opening.write_backup(),
-    }
+    opening.write_backup()?;
+    opening.write_header(HeaderCookie::Dirty)
 }
 
 /// Reads the ring and finds its live part. A half-closed image has none.

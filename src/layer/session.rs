@@ -13,6 +13,8 @@ use std::path::Path;
 /// The writing side of a layer.
 #[derive(Debug)]
 pub(crate) struct Session {
+    /// One close at a time; taken before all others.
+    pub(super) closing: Mutex<()>,
     pub(super) gate: FlushGate,
     pub(super) core: Mutex<SessionCore>,
     pub(super) allocator: Mutex<Allocator>,
@@ -40,6 +42,7 @@ pub(crate) struct SessionCore {
 impl Session {
     pub(super) fn new(journal: Journal, allocator: Allocator, superblocks: Superblocks) -> Self {
         Session {
+            closing: Mutex::new(()),
             gate: FlushGate::default(),
             core: Mutex::new(SessionCore { journal, superblocks, flushed_commits: 0, closed: false }),
             allocator: Mutex::new(allocator),
@@ -79,9 +82,8 @@ impl Session {
         failure: Failure,
     ) -> Error {
         if failure.fatal && self.poison(format!("{}: {}", failure.operation, failure.error)) {
-            core.superblocks.current.sync_failed = true;
             // The disk is stopped either way; the mark only tells the next open more.
-            let _ = core.superblocks.write_next(file);
+            core.superblocks.mark_failed_sync(file);
         }
         Error::io(path, failure.operation, failure.error)
     }
@@ -96,12 +98,14 @@ pub(crate) struct Superblocks {
     pub(super) current: Superblock,
     /// Which of the two places the current one stands in.
     index: usize,
+    /// The other place holds an older one.
+    other_is_valid: bool,
 }
 
 impl Superblocks {
-    pub(super) fn new(current: Superblock, index: usize) -> Self {
+    pub(super) fn new(current: Superblock, index: usize, other_is_valid: bool) -> Self {
         let compatible = current.compatible & feature::KNOWN_COMPATIBLE;
-        Superblocks { current: Superblock { compatible, ..current }, index }
+        Superblocks { current: Superblock { compatible, ..current }, index, other_is_valid }
     }
 
     /// Writes the current content, with the next sequence, over the older of the two copies; durable on return.
@@ -114,15 +118,31 @@ impl Superblocks {
         Ok(())
     }
 
+    /// Notes for the next open that a sync failed, as far as that still works.
+    pub(super) fn mark_failed_sync(&mut self, file: &dyn File) {
+        self.current.sync_failed = true;
+        let _ = self.write_next(file);
+    }
+
     /// Starts a session: both copies name it, one after the other, so that losing either of them changes nothing. They hold
     /// a number above every allocation that the session will make, for whoever finds it without an end.
+    ///
+    /// After anything but a clean close the first write goes over the current copy, if the other is valid: an attempt whose
+    /// write failed may have left the current one in the cache alone. The other one says the same, or what was true
+    /// before; and everything that it speaks of had been brought in place when it was superseded.
     pub(super) fn start_session(
         &mut self,
         file: &dyn File,
         place: &Placement,
         session: SessionId,
         next_allocation: u64,
+        closed_cleanly: bool,
     ) -> std::io::Result<()> {
+        let closed_cleanly =
+            closed_cleanly && self.current.state == State::Clean && !self.current.sync_failed;
+        if self.other_is_valid && !closed_cleanly {
+            self.index = 1 - self.index.min(1);
+        }
         self.current = Superblock {
             state: State::Dirty,
             session,

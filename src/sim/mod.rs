@@ -13,7 +13,7 @@ mod rng;
 mod vfs;
 
 pub use crash::{CrashPoint, CrashState};
-pub use faults::{Fault, FaultPlan};
+pub use faults::{Fault, FaultPlan, Operation};
 pub use history::{History, Violation};
 pub use rng::Rng;
 pub use vfs::{Counts, Hook, SimVfs, Underway};

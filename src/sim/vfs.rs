@@ -5,7 +5,7 @@
 //! A durable write makes its own bytes durable and nothing else.
 
 use super::crash::{CrashPoint, FileAtCrash};
-use super::faults::{Fault, FaultPlan};
+use super::faults::{Fault, FaultPlan, Operation};
 use super::pages::{Change, Pages};
 use super::rng::Rng;
 use crate::vfs::{Access, File, FileTime, LockMode, Vfs};
@@ -342,8 +342,8 @@ impl SimFile {
     }
 
     /// Asks the fault plan; a short transfer is given as the number of bytes that still go through.
-    fn fault(&self, length: usize, may_run_out_of_space: bool) -> io::Result<usize> {
-        match self.vfs.state.lock().faults.next(may_run_out_of_space) {
+    fn fault(&self, length: usize, operation: Operation) -> io::Result<usize> {
+        match self.vfs.state.lock().faults.next(operation) {
             None => Ok(length),
             Some(Fault::Error(error)) => Err(io::Error::from_raw_os_error(error)),
             Some(Fault::Short) => Ok((length / 2).next_multiple_of(512).min(length)),
@@ -358,14 +358,14 @@ impl File for SimFile {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         self.vfs.state.lock().counts.reads += 1;
-        let count = self.fault(buf.len(), false)?;
+        let count = self.fault(buf.len(), Operation::Read)?;
         self.with(|file| file.cache.read(buf.get_mut(..count).unwrap_or_default(), offset))
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
         self.vfs.state.lock().counts.writes += 1;
         self.vfs.run_hook(Underway::Write);
-        let result = self.fault(buf.len(), true);
+        let result = self.fault(buf.len(), Operation::Write);
         // A failed write may have written any part.
         let count = *result.as_ref().unwrap_or(&(buf.len() / 1024 * 512));
         let bytes = buf.get(..count).unwrap_or_default();
@@ -378,7 +378,7 @@ impl File for SimFile {
 
     fn write_durable_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         self.vfs.state.lock().counts.durable_writes += 1;
-        let count = self.fault(buf.len(), true);
+        let count = self.fault(buf.len(), Operation::DurableWrite);
         let bytes: Arc<[u8]> = buf.into();
         let change = Change::Write { offset, bytes: Arc::clone(&bytes) };
         {
@@ -406,7 +406,7 @@ impl File for SimFile {
             count
         };
         self.vfs.run_hook(Underway::Sync);
-        let fault = self.fault(0, true);
+        let fault = self.fault(0, Operation::Sync);
         self.with(|file| match fault {
             Ok(_) => file.complete(count),
             // The kernel forgets what it could not write; the next sync will not mention it (F7).
@@ -424,13 +424,13 @@ impl File for SimFile {
 
     fn set_len(&self, length: u64) -> io::Result<()> {
         self.vfs.state.lock().counts.set_lengths += 1;
-        self.fault(0, true)?;
+        self.fault(0, Operation::SetLength)?;
         self.with(|file| file.change(Change::SetLength(length)))
     }
 
     fn punch_hole(&self, offset: u64, length: u64) -> io::Result<()> {
         self.vfs.state.lock().counts.punches += 1;
-        self.fault(0, false)?;
+        self.fault(0, Operation::Punch)?;
         self.with(|file| file.change(Change::Punch { offset, length }))
     }
 

@@ -1,0 +1,227 @@
+//! What is left when the medium fails while a disk is opened, recovered or closed.
+//!
+//! A close that had failed said on the second call that all was well, and one that came while another was under way said so at
+//! once. A sync that failed in an opening, a recovery or a close was forgotten, although the kernel reports it only once;
+//! and what such an attempt had left in the cache was believed to be on the medium by the next.
+
+#![cfg(feature = "sim")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+#[path = "support/crash.rs"]
+#[allow(dead_code, reason = "shared with the other tests of crashes")]
+mod crash;
+#[path = "support/strict_vhd.rs"]
+mod strict_vhd;
+
+use cowvhd::sim::{Fault, FaultPlan, History, Operation, SimVfs, Underway};
+use cowvhd::vfs::{Access, Vfs};
+use cowvhd::vhd::Footer;
+use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions, Result};
+use crash::{Explorer, PATH, SMALL, Segment};
+use std::cell::Cell;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::Duration;
+
+const EIO: i32 = 5;
+
+fn image(seed: u64) -> SimVfs {
+    let vfs = SimVfs::new(seed);
+    CreateOptions::new(SMALL.size)
+        .test_geometry(SMALL.block_bytes, SMALL.ring_bytes)
+        .vfs(Arc::new(vfs.clone()))
+        .create(Path::new(PATH))
+        .unwrap();
+    vfs
+}
+
+fn open(vfs: &SimVfs) -> Result<Disk> {
+    OpenOptions::new().vfs(Arc::new(vfs.clone())).open(Path::new(PATH))
+}
+
+fn first_sector(disk: &Disk) -> [u8; 512] {
+    let mut buf = [0xee; 512];
+    disk.read_at(&mut buf, 0).unwrap();
+    buf
+}
+
+fn remembers_failed_sync(vfs: &SimVfs) -> bool {
+    let read_only =
+        OpenOptions::new().read_only(true).vfs(Arc::new(vfs.clone())).open(Path::new(PATH)).unwrap();
+    read_only.notices().iter().any(|notice| notice.contains("a sync failed"))
+}
+
+/// Lets the operations of one kind fail one after the other, each in a world of its own, while `run` runs, until it meets none.
+/// Returns how many there were. `run` asks with its last argument, once, whether it met the failure; no other will follow.
+fn fail_each(
+    operation: Operation,
+    prepare: impl Fn() -> (SimVfs, Option<Disk>),
+    run: impl Fn(&SimVfs, Option<Disk>, &dyn Fn() -> bool),
+) -> u64 {
+    for number in 0.. {
+        let (vfs, disk) = prepare();
+        vfs.set_faults(FaultPlan::new(Fault::Error(EIO), number, 1).only(operation));
+        let met = Cell::new(None);
+        run(&vfs, disk, &|| {
+            met.set(Some(vfs.injected_faults() == 1));
+            vfs.set_faults(FaultPlan::default());
+            met.get() == Some(true)
+        });
+        if met.get() == Some(false) {
+            return number;
+        }
+    }
+    unreachable!()
+}
+
+fn written() -> (SimVfs, Option<Disk>) {
+    let vfs = image(1);
+    let disk = open(&vfs).unwrap();
+    disk.write_at(&[1; 512], 0).unwrap();
+    disk.flush().unwrap();
+    disk.write_at(&[2; 512], 0).unwrap();
+    disk.write_at(&[2; 512], SMALL.block_bytes.into()).unwrap();
+    disk.discard((2 * SMALL.block_bytes).into(), SMALL.block_bytes.into()).unwrap();
+    (vfs, Some(disk))
+}
+
+#[test]
+fn a_close_that_failed_fails_again() {
+    for operation in [Operation::Sync, Operation::Write, Operation::DurableWrite, Operation::SetLength] {
+        let operations = fail_each(operation, written, |vfs, disk, met| {
+            let disk = disk.unwrap();
+            let first = disk.close();
+            assert_eq!(first.is_err(), met(), "{operation:?}");
+            for _ in 0..2 {
+                let again = disk.close();
+                assert_eq!(again.is_err(), first.is_err(), "{operation:?}");
+                if let (Err(first), Err(again)) = (&first, again) {
+                    assert_eq!(again.kind(), ErrorKind::Poisoned);
+                    assert!(
+                        first.kind() == ErrorKind::Poisoned || again.to_string().contains("failed"),
+                        "{again}"
+                    );
+                }
+            }
+            drop(disk);
+            let disk = open(vfs).unwrap();
+            let found = first_sector(&disk);
+            assert!(found == [1; 512] || found == [2; 512]);
+            disk.close().unwrap();
+        });
+        assert!(operations > 0, "{operation:?}");
+    }
+}
+
+#[test]
+fn a_close_during_another_waits_for_it() {
+    let (vfs, disk) = written();
+    let disk = Arc::new(disk.unwrap());
+    let second = Arc::new(Mutex::new(None));
+    {
+        let (vfs, disk, second) = (vfs.clone(), Arc::downgrade(&disk), Arc::clone(&second));
+        let inner = vfs.clone();
+        vfs.set_hook(Some(Box::new(move |underway| {
+            let mut second = second.lock().unwrap();
+            if underway != Underway::Sync || second.is_some() {
+                return;
+            }
+            let (disk, vfs) = (disk.upgrade().unwrap(), inner.clone());
+            *second = Some(std::thread::spawn(move || {
+                let result = disk.close();
+                (result.is_ok(), vfs.content(Path::new(PATH)).unwrap()[512..520].to_vec())
+            }));
+            // Time for a close that does not wait.
+            std::thread::sleep(Duration::from_millis(100));
+        })));
+    }
+    disk.close().unwrap();
+    let second = second.lock().unwrap().take().expect("a close syncs");
+    assert_eq!(
+        second.join().unwrap(),
+        (true, b"cxsparse".to_vec()),
+        "it returned before the image was closed"
+    );
+    vfs.set_hook(None);
+}
+
+#[test]
+fn a_sync_that_fails_in_a_close_is_remembered() {
+    let syncs = fail_each(Operation::Sync, written, |vfs, disk, met| {
+        let closed = disk.unwrap().close();
+        assert_eq!(closed.is_err(), met());
+        if closed.is_err() {
+            assert!(remembers_failed_sync(vfs));
+            open(vfs).unwrap().close().unwrap();
+            assert!(remembers_failed_sync(vfs));
+        }
+    });
+    assert!(syncs >= 3, "{syncs}");
+}
+
+#[test]
+fn a_sync_that_fails_in_a_recovery_is_remembered() {
+    let dirty = || {
+        let (vfs, disk) = written();
+        disk.unwrap().flush().unwrap();
+        (vfs, None)
+    };
+    let syncs = fail_each(Operation::Sync, dirty, |vfs, _, met| {
+        let opened = open(vfs);
+        assert_eq!(opened.is_err(), met());
+        if opened.is_err() {
+            assert!(remembers_failed_sync(vfs));
+            assert_eq!(first_sector(&open(vfs).unwrap()), [2; 512]);
+        }
+    });
+    assert!(syncs >= 3, "{syncs}");
+}
+
+#[test]
+fn a_sync_that_fails_in_an_opening_is_remembered() {
+    let closed = || {
+        let (vfs, disk) = written();
+        disk.unwrap().close().unwrap();
+        (vfs, None)
+    };
+    let syncs = fail_each(Operation::Sync, closed, |vfs, _, met| {
+        let opened = open(vfs);
+        assert_eq!(opened.is_err(), met());
+        if opened.is_err() {
+            assert!(remembers_failed_sync(vfs));
+            assert_eq!(first_sector(&open(vfs).unwrap()), [2; 512]);
+        }
+    });
+    assert!(syncs >= 1, "{syncs}");
+}
+
+/// Another program has rewritten the start of the file. The first opening fails to write the new backup, which the cache holds
+/// all the same. The second one writes the start of the file: if that is torn, there must be a backup.
+#[test]
+fn a_backup_that_only_the_cache_holds_is_not_relied_on() {
+    let mut explorer = Explorer::new(SMALL);
+    for durable_write in 0..5 {
+        let vfs = image(durable_write);
+        let file = vfs.open(Path::new(PATH), Access::ReadOnly).unwrap();
+        let mut footer = [0; 512];
+        assert_eq!(file.read_at(&mut footer, 0).unwrap(), 512);
+        let mut footer = Footer::parse(&footer).unwrap();
+        footer.creator_app = *b"test";
+        let end = file.length().unwrap() - 512;
+        drop(file);
+        vfs.corrupt(Path::new(PATH), 0, &footer.to_bytes());
+        vfs.corrupt(Path::new(PATH), end, &footer.to_bytes());
+        vfs.set_faults(FaultPlan::new(Fault::Error(EIO), durable_write, 1).only(Operation::DurableWrite));
+        let failed = open(&vfs).is_err();
+        assert_eq!(failed, durable_write < 4, "header backup, two superblocks, cookie");
+        vfs.set_faults(FaultPlan::default());
+        vfs.record(true);
+        drop(open(&vfs).unwrap());
+        let points = vfs.take_crash_points();
+        let segment = Segment { history: History::default(), points };
+        if let Err(error) = explorer.explore(&[segment], durable_write, 200) {
+            panic!("durable write {durable_write}: {error}");
+        }
+    }
+}
