@@ -108,10 +108,7 @@ impl<'a> Replay<'a> {
                 self.pages.insert(page_offset, ReplayedPage::Fresh { header, bitmap_set });
             }
             Record::Free { block, slot } => {
-                // Another tool's block lies anywhere behind the BAT and has no page.
-                if self.place.slot_index(slot).is_some()
-                    || self.place.bitmap_offset(slot) < self.place.table_end()
-                {
+                if !self.is_off_grid(slot) {
                     let page_offset = self.block_page(slot)?;
                     self.pages.remove(&page_offset);
                 }
@@ -155,6 +152,11 @@ impl<'a> Replay<'a> {
         Ok(())
     }
 
+    /// Whether it can be another tool's block, which lies anywhere behind the BAT and has no page.
+    fn is_off_grid(&self, slot: u32) -> bool {
+        self.place.slot_index(slot).is_none() && self.place.bitmap_offset(slot) >= self.place.table_end()
+    }
+
     /// The file offset of the block page of a slot on our grid.
     fn block_page(&self, slot: u32) -> Result<u64, ReplayError> {
         match self.place.slot_index(slot) {
@@ -189,7 +191,9 @@ impl<'a> Replay<'a> {
         length: u64,
         bytes: Option<&'a [u8]>,
     ) -> Result<(), ReplayError> {
-        self.block_page(slot)?;
+        if !self.is_off_grid(slot) {
+            self.block_page(slot)?;
+        }
         let sectors = u32::try_from(length / vhd::SECTOR).unwrap_or(u32::MAX);
         self.check_sectors(first_sector, sectors)?;
         let offset = self.place.data_offset(slot) + u64::from(first_sector) * vhd::SECTOR;
