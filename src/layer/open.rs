@@ -54,7 +54,7 @@ pub(super) fn open(vfs: Arc<dyn Vfs>, file: Arc<dyn File>, path: &Path, access: 
     let opening = Opening::new(vfs, file, path)?;
     match access {
         Access::ReadOnly => opening.read_only(),
-        Access::ReadWrite => opening.settle()?.read_write(),
+        Access::ReadWrite => opening.read_write(),
     }
 }
 
@@ -193,53 +193,64 @@ impl Opening {
         Ok(self.into_layer(map, overlay, None, Foreign::Untouched))
     }
 
+    fn read_write(self) -> Result<Layer> {
+        let mut superblocks = self.writable()?;
+        let opening = match self.decision.condition {
+            Condition::Clean => self,
+            Condition::Dirty | Condition::HalfClosed => self.settle(&mut superblocks)?,
+        };
+        let mut superblocks = opening.writable()?;
+        let ready = match opening.decision.condition {
+            Condition::Clean => opening.start_from_clean(&mut superblocks),
+            Condition::Dirty | Condition::HalfClosed => recover::recover(&opening, &mut superblocks),
+        };
+        let ready = opening.marked(&mut superblocks, ready)?;
+        opening.into_session(superblocks, ready)
+    }
+
     /// Before an image that was not closed is recovered: what a killed process left in the page cache goes to the medium, and
     /// what the medium holds is read again. After a failed sync the cache may show metadata that the medium does not have.
-    fn settle(self) -> Result<Self> {
-        if self.decision.condition == Condition::Clean {
-            return Ok(self);
-        }
-        self.sync()?;
+    fn settle(self, superblocks: &mut Superblocks) -> Result<Self> {
+        self.marked(superblocks, self.sync())?;
         self.file.forget_cached(self.place.slot_origin).map_err(self.io("dropping cached metadata"))?;
         Opening::new(self.vfs, self.file, &self.path)
     }
 
-    fn read_write(self) -> Result<Layer> {
+    /// A sync that failed leaves a mark for the next open.
+    fn marked<T>(&self, superblocks: &mut Superblocks, result: Result<T>) -> Result<T> {
+        if result.is_err() && self.sync_failed.get() {
+            superblocks.mark_failed_sync(&*self.file);
+        }
+        result
+    }
+
+    /// The superblocks of an image that may be written to.
+    fn writable(&self) -> Result<Superblocks> {
+        let unsupported = |what: String| Err(Error::Unsupported { path: self.path.clone(), what });
         let Some((superblock, index)) = self.decision.superblock else {
-            let what =
-                "the image was not made by cowvhd; this version writes to its own images only".to_string();
-            return Err(Error::Unsupported { path: self.path, what });
+            let what = "the image was not made by cowvhd; this version writes to its own images only";
+            return unsupported(what.into());
         };
         let unknown = superblock.read_only_compatible & !feature::KNOWN_READ_ONLY_COMPATIBLE;
         if unknown != 0 {
-            let what = format!(
+            return unsupported(format!(
                 "the image uses features this version cannot write (bits {unknown:#x}): open it read-only"
-            );
-            return Err(Error::Unsupported { path: self.path, what });
+            ));
         }
-        if let Some(what) = self.decision.doubt {
+        if let Some(what) = self.decision.doubt.clone() {
             let hint = "open it read-only and copy what it holds, or run `cowvhd repair` on a copy";
-            return Err(Error::Damaged { path: self.path, what, hint });
+            return Err(Error::Damaged { path: self.path.clone(), what, hint });
         }
         let header_at = self.decision.footer.data_offset;
         if header_at != HEADER_OFFSET {
-            let what = format!(
+            return unsupported(format!(
                 "its dynamic header is at offset {header_at}; this version writes only to images that have it at 512: \
                  open it read-only"
-            );
-            return Err(Error::Unsupported { path: self.path, what });
+            ));
         }
         let other = self.headers.superblocks.get(1 - index.min(1));
         let other_is_valid = other.is_some_and(|s| s.as_ref().is_ok_and(|s| s.disk_id == superblock.disk_id));
-        let mut superblocks = Superblocks::new(superblock, index, other_is_valid);
-        let ready = match self.decision.condition {
-            Condition::Clean => self.start_from_clean(&mut superblocks),
-            Condition::Dirty | Condition::HalfClosed => recover::recover(&self, &mut superblocks),
-        };
-        if ready.is_err() && self.sync_failed.get() {
-            superblocks.mark_failed_sync(&*self.file);
-        }
-        self.into_session(superblocks, ready?)
+        Ok(Superblocks::new(superblock, index, other_is_valid))
     }
 
     fn start_from_clean(&self, superblocks: &mut Superblocks) -> Result<Ready> {
