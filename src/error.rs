@@ -141,6 +141,12 @@ pub enum Error {
         /// Which limit was met.
         what: String,
     },
+    /// The caller ended the work before it was complete; nothing of it stays.
+    #[error("{}: cancelled; nothing was made", path.display())]
+    Cancelled {
+        /// The file that was to be made.
+        path: PathBuf,
+    },
     /// An earlier sync failed, so that it is unknown what reached the medium; the disk accepts nothing more.
     #[error("{}: stopped after a failed sync ({cause}); close and open the disk again to recover it", path.display())]
     Poisoned {
@@ -174,6 +180,8 @@ pub enum ErrorKind {
     InvalidInput,
     /// No space left.
     NoSpace,
+    /// Ended by the caller before it was complete.
+    Cancelled,
     /// Stopped after a failed sync.
     Poisoned,
 }
@@ -191,6 +199,7 @@ impl Error {
             Error::ReadOnly { .. } => ErrorKind::ReadOnly,
             Error::OutOfRange { .. } | Error::Invalid { .. } => ErrorKind::InvalidInput,
             Error::NoSpace { .. } => ErrorKind::NoSpace,
+            Error::Cancelled { .. } => ErrorKind::Cancelled,
             Error::Poisoned { .. } => ErrorKind::Poisoned,
         }
     }
@@ -204,6 +213,7 @@ impl Error {
         const ENOSPC: i32 = 28;
         const EROFS: i32 = 30;
         const EOPNOTSUPP: i32 = 95;
+        const ECANCELED: i32 = 125;
         match self.kind() {
             ErrorKind::NoSpace => ENOSPC,
             ErrorKind::Io => match self {
@@ -216,6 +226,7 @@ impl Error {
             ErrorKind::Exists => EEXIST,
             ErrorKind::ReadOnly => EROFS,
             ErrorKind::InvalidInput => EINVAL,
+            ErrorKind::Cancelled => ECANCELED,
         }
     }
 

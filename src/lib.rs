@@ -1,5 +1,6 @@
 //! cowvhd: disks for virtual machines that survive.
 
+pub mod convert;
 #[cfg(feature = "defects")]
 pub mod defect;
 #[cfg(not(feature = "defects"))]

@@ -93,8 +93,7 @@ fn zeroes_and_discard_give_space_back_and_leave_the_footer() {
     assert_eq!((extents[0].offset, extents[0].kind), (0, ExtentKind::Data));
     assert!(extents.iter().any(|e| e.kind == ExtentKind::Hole && e.length >= 3 * MIB - 8192), "{extents:?}");
     for extent in disk.map(4096, MIB).unwrap() {
-        let at = (extent.extent.kind == ExtentKind::Data).then_some(extent.extent.offset);
-        assert_eq!(extent.file_offset, at);
+        assert_eq!(extent.file_offset, Some(extent.extent.offset));
     }
     disk.close().unwrap();
 

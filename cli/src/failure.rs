@@ -50,6 +50,7 @@ impl From<cowvhd::Error> for Failure {
     fn from(error: cowvhd::Error) -> Self {
         let code = match error.kind() {
             ErrorKind::InvalidInput => Code::Usage,
+            ErrorKind::Cancelled => Code::Cancelled,
             _ => Code::Failed,
         };
         let hint = match &error {

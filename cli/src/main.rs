@@ -4,6 +4,7 @@
 //! else goes to standard error as `cowvhd: ...`. The exit codes are those of [`failure::Code`].
 
 mod completions;
+mod convert;
 mod create;
 mod failure;
 #[cfg(feature = "test-faults")]
@@ -11,8 +12,10 @@ mod ignore_flush;
 mod info;
 mod io_log;
 mod man;
+mod map;
 mod output;
 mod pid_file;
+mod progress;
 mod serve;
 mod shutdown;
 mod size;
@@ -38,7 +41,9 @@ Sizes: bytes, or with a binary suffix: 512M, 64G, 1T.";
 #[derive(Debug, Subcommand)]
 enum Verb {
     Create(create::Create),
+    Convert(convert::Convert),
     Info(info::Info),
+    Map(map::Map),
     Serve(serve::Serve),
     Completions(completions::Completions),
     Man(man::Man),
@@ -51,7 +56,9 @@ fn main() -> ExitCode {
     };
     let done = match verb {
         Verb::Create(create) => create.run(),
+        Verb::Convert(convert) => convert.run(),
         Verb::Info(info) => info.run(),
+        Verb::Map(map) => map.run(),
         Verb::Serve(serve) => serve.run(),
         Verb::Completions(completions) => completions.run(),
         Verb::Man(man) => man.run(),

@@ -5,7 +5,7 @@ use crate::{Arguments, output};
 use clap::CommandFactory;
 
 /// The verbs in the order of the help.
-pub(crate) const VERBS: [&str; 5] = ["create", "info", "serve", "completions", "man"];
+pub(crate) const VERBS: [&str; 7] = ["create", "convert", "info", "map", "serve", "completions", "man"];
 
 /// Prints a manual page.
 ///

@@ -153,7 +153,7 @@ pub struct Extent {
 pub struct MappedExtent {
     /// The range and what it holds.
     pub extent: Extent,
-    /// Where it starts in the file, if the file has space for it.
+    /// Where it starts in the file, if it has a place there. In a fixed disk a hole has one, too.
     pub file_offset: Option<u64>,
 }
 

@@ -72,8 +72,8 @@ impl Storage for Fixed {
     fn map(&self, offset: u64, length: u64, visit: &mut dyn FnMut(MappedExtent)) -> Result<()> {
         let mut push = |from: u64, to: u64, kind| {
             if from < to {
-                let file_offset = (kind == ExtentKind::Data).then_some(from);
-                visit(MappedExtent { extent: Extent { offset: from, length: to - from, kind }, file_offset });
+                let extent = Extent { offset: from, length: to - from, kind };
+                visit(MappedExtent { extent, file_offset: Some(from) });
             }
         };
         let mut at = offset;

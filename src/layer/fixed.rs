@@ -20,34 +20,41 @@ const SHORT_FOOTER_BYTES: u64 = FOOTER_BYTES - 1;
 
 /// Creates a fixed disk of `size` bytes at `path`, which must not exist. The file is sparse.
 pub(crate) fn create_fixed(vfs: &dyn Vfs, path: &Path, size: u64) -> Result<()> {
-    let footer = new_footer(vfs, path, size)?;
+    let end = FixedEnd::new(vfs, path, size)?;
     let new = NewFile::new(vfs, path)?;
     let file = vfs
         .create_new(new.temporary())
         .map_err(|error| Error::io(new.temporary(), "creating the image", error))?;
-    write_end(&*file, new.temporary(), &footer)?;
-    drop(file);
+    end.write(&*file, new.temporary())?;
     new.publish(false)
 }
 
-/// The footer of a new fixed disk.
-fn new_footer(vfs: &dyn Vfs, path: &Path, size: u64) -> Result<Footer> {
-    let id = vfs.random_id().map_err(|error| Error::io(path, "asking for a random id", error))?;
-    let now = Timestamp::from_unix_seconds(vfs.now().seconds);
-    let footer = Footer::new(DiskType::Fixed, size, UniqueId::from_bytes(id), now);
-    footer.validate_size().map_err(|error| Error::Invalid {
-        what: format!("a fixed disk of {size} bytes cannot be created: {error}"),
-    })?;
-    Ok(footer)
+/// What makes a file of a disk's bytes a fixed disk.
+#[derive(Debug)]
+pub(crate) struct FixedEnd {
+    footer: Box<Footer>,
 }
 
-/// Gives a new file its length and its footer; durable on return.
-fn write_end(file: &dyn File, path: &Path, footer: &Footer) -> Result<()> {
-    let size = footer.current_size;
-    let io = |operation: &'static str| move |error| Error::io(path, operation, error);
-    file.set_len(size + FOOTER_BYTES).map_err(io("giving the new image its length"))?;
-    file.write_all_at(&footer.to_bytes(), size).map_err(io("writing the footer"))?;
-    file.sync_data().map_err(io("making the new image durable"))
+impl FixedEnd {
+    /// The end of a new fixed disk of `size` bytes.
+    pub(crate) fn new(vfs: &dyn Vfs, path: &Path, size: u64) -> Result<Self> {
+        let id = vfs.random_id().map_err(|error| Error::io(path, "asking for a random id", error))?;
+        let now = Timestamp::from_unix_seconds(vfs.now().seconds);
+        let footer = Footer::new(DiskType::Fixed, size, UniqueId::from_bytes(id), now);
+        footer.validate_size().map_err(|error| Error::Invalid {
+            what: format!("a fixed disk of {size} bytes cannot be created: {error}"),
+        })?;
+        Ok(FixedEnd { footer: Box::new(footer) })
+    }
+
+    /// Gives a file its length and its footer; all of it is durable on return.
+    pub(crate) fn write(&self, file: &dyn File, path: &Path) -> Result<()> {
+        let size = self.footer.current_size;
+        let io = |operation: &'static str| move |error| Error::io(path, operation, error);
+        file.set_len(size + FOOTER_BYTES).map_err(io("giving the new image its length"))?;
+        file.write_all_at(&self.footer.to_bytes(), size).map_err(io("writing the footer"))?;
+        file.sync_data().map_err(io("making the new image durable"))
+    }
 }
 
 /// The footer of a fixed disk, if the file is one.

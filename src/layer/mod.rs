@@ -22,10 +22,11 @@ mod table;
 mod write;
 
 pub(crate) use create::{CreateParameters, create};
-pub(crate) use fixed::{Fixed, create_fixed, fixed_footer};
+pub(crate) use fixed::{Fixed, FixedEnd, create_fixed, fixed_footer};
 pub(crate) use headers::{Condition, Headers};
-pub(crate) use image::{Image, open};
+pub(crate) use image::{Image, lock, open};
 pub(crate) use map::Mapping;
+pub(crate) use new_file::NewFile;
 pub(crate) use open::{Foreign, OpenReport, foreign_changes};
 
 use crate::error::{Error, Result};

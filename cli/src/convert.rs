@@ -1,0 +1,109 @@
+//! `cowvhd convert`: copies a disk into a new image of another kind.
+
+use crate::failure::{Code, Failure};
+use crate::output;
+use crate::progress::{Reporter, Style};
+use cowvhd::convert::{ConvertOptions, Format};
+use cowvhd::{Error, ErrorKind};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Copies a disk into a new image of another kind.
+///
+/// The new image appears under its name only when it is complete and safe on the disk; ^C leaves nothing of it behind.
+/// Zeros take no space in it. A name that ends in .vhd stands for a dynamic VHD (as a source: for any VHD), every other
+/// one for a raw disk.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Convert {
+    /// The disk to copy; it is not changed.
+    source: PathBuf,
+    /// The image to make.
+    destination: PathBuf,
+    /// What the source is, whatever its name.
+    #[arg(long, value_name = "FORMAT")]
+    from: Option<FormatName>,
+    /// What the new image is to be, whatever its name.
+    #[arg(long, value_name = "FORMAT")]
+    to: Option<FormatName>,
+    /// Replaces the destination if it exists and nobody has it in use.
+    #[arg(long)]
+    force: bool,
+    /// How progress is shown; "auto" draws a bar on a terminal and nothing elsewhere.
+    #[arg(long, value_name = "STYLE", default_value = "auto")]
+    progress: Style,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum FormatName {
+    Raw,
+    Dynamic,
+    Fixed,
+}
+
+impl From<FormatName> for Format {
+    fn from(name: FormatName) -> Self {
+        match name {
+            FormatName::Raw => Format::Raw,
+            FormatName::Dynamic => Format::Dynamic,
+            FormatName::Fixed => Format::Fixed,
+        }
+    }
+}
+
+impl Convert {
+    pub(crate) fn run(&self) -> Result<(), Failure> {
+        let cancelled = cancelled_by_signals()?;
+        let mut options = ConvertOptions::new().replace(self.force);
+        if let Some(from) = self.from {
+            options = options.from(from.into());
+        }
+        if let Some(to) = self.to {
+            options = options.to(to.into());
+        }
+        let mut reporter = Reporter::new(self.progress);
+        let mut unreported = None;
+        let result = options.run(&self.source, &self.destination, &mut |progress| {
+            unreported = reporter.report(progress).err();
+            match cancelled.load(Ordering::Relaxed) || unreported.is_some() {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        });
+        reporter.end();
+        if let Some(failure) = unreported {
+            return Err(failure);
+        }
+        let converted = result.map_err(|error| self.failure(error))?;
+        if converted.padding > 0 {
+            output::say(format_args!(
+                "{}: its size is no multiple of 512: the new disk has {} more bytes, which are zero",
+                self.source.display(),
+                converted.padding
+            ));
+        }
+        Ok(())
+    }
+
+    fn failure(&self, error: Error) -> Failure {
+        let replaceable = !self.force && error.kind() == ErrorKind::Exists;
+        match replaceable {
+            true => Failure::new(format!("{error}, or replace it with --force")),
+            false => error.into(),
+        }
+    }
+}
+
+/// Set by the first ^C, SIGTERM or SIGHUP. A second one ends the process at once and may leave a temporary file.
+fn cancelled_by_signals() -> Result<Arc<AtomicBool>, Failure> {
+    let cancelled = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        flag::register_conditional_shutdown(signal, Code::Cancelled as i32, Arc::clone(&cancelled))
+            .and_then(|_| flag::register(signal, Arc::clone(&cancelled)))
+            .map_err(|error| Failure::new(format!("cannot handle signals: {error}")))?;
+    }
+    Ok(cancelled)
+}
