@@ -89,7 +89,8 @@ fn every_kind_becomes_every_kind_and_stays_sparse() {
         assert!(fs::read(bench.path("f.img")).unwrap() == content, "{size}");
         assert_eq!(bench.names(), ["a.raw", "b.vhd", "c.vhd", "d.VHD", "e.img", "f.img"]);
         for name in ["e.img", "f.img"] {
-            assert!(blocks(&bench.path(name)) <= blocks(&bench.path("a.raw")), "{name}");
+            // A page more where the file system has already written down where the pieces are.
+            assert!(blocks(&bench.path(name)) <= blocks(&bench.path("a.raw")) + 8, "{name}");
         }
     }
 }

