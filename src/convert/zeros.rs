@@ -48,7 +48,8 @@ mod tests {
         assert_eq!(runs_of_data(&buf, 8192).last(), Some(16_384..20_000));
         assert_eq!(runs_of_data(&[], 77).count(), 0);
         assert_eq!(runs_of_data(&[0; 9000], 77).count(), 0);
-        assert_eq!(runs_of_data(&[1; 9000], 77).collect::<Vec<_>>(), [0..9000]);
+        let mut all = runs_of_data(&[1; 9000], 77);
+        assert_eq!((all.next(), all.next()), (Some(0..9000), None));
     }
 
     proptest! {
@@ -60,7 +61,8 @@ mod tests {
         ) {
             let mut buf = vec![0; length];
             marks.iter().filter(|&&mark| mark < length).for_each(|&mark| buf[mark] = 1);
-            for run in runs_of_data(&buf, offset.into()) {
+            let runs: Vec<_> = runs_of_data(&buf, offset.into()).collect();
+            for run in runs {
                 buf[run].fill(0);
             }
             prop_assert!(buf.iter().all(|&byte| byte == 0));
