@@ -71,7 +71,7 @@ impl Storage for Blocks {
         let mut rest = buf;
         for piece in self.pieces(offset, rest.len() as u64) {
             let (now, later) = rest.split_at(piece.length as usize);
-            self.layer.prepare(piece.block, piece.offset..piece.offset + piece.length)?.write(now)?;
+            self.layer.write_block(piece.block, piece.offset, now)?;
             rest = later;
         }
         Ok(())

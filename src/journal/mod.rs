@@ -21,6 +21,7 @@ pub(crate) use ring::Ring;
 pub(crate) use scan::Scan;
 
 use crate::defect::{self, Defect};
+use crate::error::is_no_space;
 use crate::ext::{BlockHeader, PAGE_BYTES, Placement, Record};
 use crate::vfs::{File, FileExt};
 use crate::vhd::{self, UniqueId};
@@ -107,6 +108,11 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
+    /// Whether the system lacks space, and nothing is unknown.
+    pub(crate) fn is_no_space(&self) -> bool {
+        !self.fatal && is_no_space(&self.error)
+    }
+
     fn fatal(operation: &'static str) -> impl FnOnce(io::Error) -> Failure {
         move |error| Failure { operation, error, fatal: true }
     }
@@ -429,6 +435,16 @@ impl Journal {
             }
         }
         Ok(())
+    }
+
+    /// Gives the space of freed slots back before their turn, as far as that works. Their free records are durable, so no
+    /// crash brings them back; they are still to be punched when the free is in place.
+    pub(crate) fn empty_freed(&self, file: &dyn File, pinned: impl Fn(u32) -> bool) {
+        for waiting in self.quarantine.iter().filter(|waiting| waiting.stage == Stage::Freed) {
+            if !pinned(waiting.slot) {
+                let _ = punch_slot(file, &self.place, waiting.slot);
+            }
+        }
     }
 
     /// Hands back the slots that may be used again (I3).

@@ -216,8 +216,13 @@ impl Layer {
     pub(super) fn reclaim_locked(&self, session: &Session, core: &mut SessionCore) -> Result<()> {
         let journal = &mut core.journal;
         let file = &*self.file;
-        let result = journal
-            .checkpoint(file)
+        let mut result = journal.checkpoint(file);
+        if result.as_ref().is_err_and(Failure::is_no_space) {
+            // It may need the space that it is to bring back.
+            journal.empty_freed(file, |slot| self.map.is_pinned(slot));
+            result = journal.checkpoint(file);
+        }
+        let result = result
             .and_then(|()| journal.punch(file, |slot| self.map.is_pinned(slot)))
             .and_then(|()| match defect::active(Defect::ReuseBeforePunchIsDurable) {
                 true => Ok(()),

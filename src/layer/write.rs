@@ -7,12 +7,11 @@ use super::Layer;
 use super::dirty::UnderWay;
 use super::map::{Mapping, Pin};
 use super::session::Session;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::journal::{DirtyExtent, write_zeros, zero_range};
 use crate::sync::Ordering;
 use crate::vfs::FileExt;
 use crate::vhd;
-use std::io;
 use std::ops::Range;
 
 /// More freed slots than this waiting to be reused make the engine bring them back itself.
@@ -75,28 +74,37 @@ impl Layer {
 
     /// Joins or starts an allocation of an absent block.
     fn ride<'a>(&'a self, session: &Session, block: u32) -> Result<Option<(u32, Option<Pin<'a>>)>> {
-        let mut reclaimed = false;
-        loop {
-            let mut allocator = session.allocator.lock();
-            self.check_open()?;
-            if self.map.get(block) != Mapping::Absent {
-                return Ok(None);
-            }
-            match allocator.ride(&*self.file, block) {
-                Ok(Some(slot)) => return Ok(Some((slot, self.map.pin(slot)))),
-                Ok(None) if !reclaimed => {}
-                Err(error) if error.kind() == io::ErrorKind::StorageFull && !reclaimed => {}
-                Ok(None) => {
-                    let what = "the file has reached the 2 TiB that a block table can address".to_string();
-                    return Err(Error::NoSpace { path: self.path.clone(), what });
-                }
-                Err(error) => return Err(Error::io(&self.path, "extending the image", error)),
-            }
-            drop(allocator);
-            // Freed slots may only be waiting for their free to come into place.
-            self.reclaim()?;
-            reclaimed = true;
+        let mut allocator = session.allocator.lock();
+        self.check_open()?;
+        if self.map.get(block) != Mapping::Absent {
+            return Ok(None);
         }
+        match allocator.ride(&*self.file, block) {
+            Ok(Some(slot)) => Ok(Some((slot, self.map.pin(slot)))),
+            Ok(None) => {
+                let what = "the file has reached the 2 TiB that a block table can address".to_string();
+                Err(Error::NoSpace { path: self.path.clone(), what })
+            }
+            Err(error) => Err(Error::io(&self.path, "extending the image", error)),
+        }
+    }
+
+    /// Runs a write; where no space is left for it, brings the freed slots back, with their space, and runs it once more.
+    fn with_space(&self, write: impl Fn() -> Result<()>) -> Result<()> {
+        let result = write();
+        if !matches!(&result, Err(error) if error.kind() == ErrorKind::NoSpace) {
+            return result;
+        }
+        // The guard of the write that failed is gone: nothing of it keeps a slot from coming back.
+        match self.reclaim() {
+            Err(error) if error.kind() != ErrorKind::NoSpace => Err(error),
+            _ => write(),
+        }
+    }
+
+    /// Writes `buf` at byte `offset` of `block`.
+    pub(crate) fn write_block(&self, block: u32, offset: u64, buf: &[u8]) -> Result<()> {
+        self.with_space(|| self.prepare(block, offset..offset + buf.len() as u64)?.write(buf))
     }
 
     /// Makes a range within one block read as zeros; with `keep_allocated` the space stays reserved in the file.
@@ -111,16 +119,18 @@ impl Layer {
             self.session()?.check(&self.path)?;
             return Ok(());
         }
-        let guard = self.prepare(block, offset..offset + length)?;
-        let at = guard.file_offset();
-        let result = if keep_allocated {
-            write_zeros(&*self.file, at, length)
-        } else {
-            zero_range(&*self.file, at, length)
-        };
-        result.map_err(|error| self.io_error("zeroing", at, length as usize, error))?;
-        guard.commit_as(true);
-        Ok(())
+        self.with_space(|| {
+            let guard = self.prepare(block, offset..offset + length)?;
+            let at = guard.file_offset();
+            let result = if keep_allocated {
+                write_zeros(&*self.file, at, length)
+            } else {
+                zero_range(&*self.file, at, length)
+            };
+            result.map_err(|error| self.io_error("zeroing", at, length as usize, error))?;
+            guard.commit_as(true);
+            Ok(())
+        })
     }
 
     /// Gives a whole block back: it reads as zeros from now on.

@@ -218,8 +218,11 @@ impl Workload {
             }
             let mut rng = rng.lock().unwrap();
             let idle = shared.disk.lock().unwrap().is_none();
-            let writing = *shared.writing.lock().unwrap();
-            // With faults a request may have to flush to find space: not from within a flush on the same thread.
+            // With faults a request may have to flush to find space: not from within a flush on the same thread, which a
+            // request under way may run as well, after its first write.
+            let mut under_way = shared.writing.lock().unwrap();
+            let writing = if faults { under_way.take() } else { *under_way };
+            drop(under_way);
             let allowed = !faults || (underway == Underway::Write && writing.is_some());
             if !idle && allowed && rng.one_in(if faults { 2 } else { 4 }) {
                 let block = writing.filter(|_| !rng.one_in(3)).unwrap_or_else(|| shared.hot_block(&mut rng));
