@@ -54,6 +54,14 @@ pub(crate) struct ReplayedData<'a> {
     pub(crate) bytes: Option<&'a [u8]>,
 }
 
+/// Guest data with the slot and the allocation that it was journaled for.
+#[derive(Debug)]
+struct SlotData<'a> {
+    slot: u32,
+    allocation: u64,
+    data: ReplayedData<'a>,
+}
+
 /// The metadata of an image while records are replayed over it.
 #[derive(Debug)]
 pub(crate) struct Replay<'a> {
@@ -63,7 +71,9 @@ pub(crate) struct Replay<'a> {
     changed_table_pages: BTreeSet<usize>,
     imaged_table_pages: BTreeSet<usize>,
     pages: BTreeMap<u64, ReplayedPage>,
-    data: Vec<(u32, ReplayedData<'a>)>,
+    data: Vec<SlotData<'a>>,
+    /// The allocation that each slot has by the live records, where they tell.
+    allocations: HashMap<u32, u64>,
     next_allocation: u64,
 }
 
@@ -85,6 +95,7 @@ impl<'a> Replay<'a> {
             imaged_table_pages: BTreeSet::new(),
             pages: BTreeMap::new(),
             data: Vec::new(),
+            allocations: HashMap::new(),
             next_allocation: 0,
         };
         for record in records {
@@ -104,6 +115,7 @@ impl<'a> Replay<'a> {
                 let page_offset = self.block_page(slot)?;
                 self.set_entry(block, slot)?;
                 self.next_allocation = self.next_allocation.max(allocation.saturating_add(1));
+                self.allocations.insert(slot, allocation);
                 let header = BlockHeader { page_offset, disk_id: self.disk_id, block, allocation };
                 self.pages.insert(page_offset, ReplayedPage::Fresh { header, bitmap_set });
             }
@@ -113,10 +125,14 @@ impl<'a> Replay<'a> {
                     self.pages.remove(&page_offset);
                 }
                 self.set_entry(block, vhd::UNALLOCATED)?;
+                self.allocations.remove(&slot);
             }
-            Record::Bits { slot, first_sector, sectors, .. } => {
+            Record::Bits { slot, allocation, first_sector, sectors } => {
                 let page_offset = self.block_page(slot)?;
                 self.check_sectors(first_sector, sectors)?;
+                if !self.is_of_current(slot, allocation) {
+                    return Ok(());
+                }
                 let (mut bytes, determined) = match self.pages.remove(&page_offset) {
                     Some(ReplayedPage::Bytes { bytes, determined }) => (bytes, determined),
                     Some(fresh) => (fresh.bytes(&self.place), true),
@@ -127,12 +143,12 @@ impl<'a> Replay<'a> {
                 vhd::bitmap::set_range(bitmap, first_sector..first_sector + sectors, true);
                 self.pages.insert(page_offset, ReplayedPage::Bytes { bytes, determined });
             }
-            Record::Data { slot, first_sector, bytes, .. } => {
-                let length = bytes.len() as u64;
-                self.push_data(slot, first_sector, length, Some(bytes))?;
+            Record::Data { slot, allocation, first_sector, bytes } => {
+                self.push_data(slot, allocation, first_sector, bytes.len() as u64, Some(bytes))?;
             }
-            Record::Zero { slot, first_sector, sectors, .. } => {
-                self.push_data(slot, first_sector, u64::from(sectors) * vhd::SECTOR, None)?;
+            Record::Zero { slot, allocation, first_sector, sectors } => {
+                let length = u64::from(sectors) * vhd::SECTOR;
+                self.push_data(slot, allocation, first_sector, length, None)?;
             }
             Record::Image { offset, bytes } => self.apply_image(offset, bytes)?,
         }
@@ -187,6 +203,7 @@ impl<'a> Replay<'a> {
     fn push_data(
         &mut self,
         slot: u32,
+        allocation: u64,
         first_sector: u32,
         length: u64,
         bytes: Option<&'a [u8]>,
@@ -197,7 +214,7 @@ impl<'a> Replay<'a> {
         let sectors = u32::try_from(length / vhd::SECTOR).unwrap_or(u32::MAX);
         self.check_sectors(first_sector, sectors)?;
         let offset = self.place.data_offset(slot) + u64::from(first_sector) * vhd::SECTOR;
-        self.data.push((slot, ReplayedData { offset, length, bytes }));
+        self.data.push(SlotData { slot, allocation, data: ReplayedData { offset, length, bytes } });
         Ok(())
     }
 
@@ -236,13 +253,23 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// Data of a slot that was freed later must not come back to life in it.
+    /// Whether a record speaks of the allocation that a slot has now. 0 names none, and a slot that no live record allocates
+    /// has the one that it had all along.
+    fn is_of_current(&self, slot: u32, allocation: u64) -> bool {
+        allocation == 0 || self.allocations.get(&slot).is_none_or(|&current| current == allocation)
+    }
+
+    /// Data of a slot that was freed later must not come back to life in it, nor in its next block.
     fn keep_data_of_mapped_slots(&mut self) {
         if self.data.is_empty() {
             return;
         }
         let mapped: HashMap<u32, ()> = self.entries().map(|entry| (entry, ())).collect();
-        self.data.retain(|(slot, _)| mapped.contains_key(slot));
+        let data = std::mem::take(&mut self.data);
+        let counts = |data: &SlotData<'_>| {
+            mapped.contains_key(&data.slot) && self.is_of_current(data.slot, data.allocation)
+        };
+        self.data = data.into_iter().filter(counts).collect();
     }
 
     /// All BAT entries in order.
@@ -269,7 +296,7 @@ impl<'a> Replay<'a> {
 
     /// The guest data to be written again, in order.
     pub(crate) fn data(&self) -> impl Iterator<Item = ReplayedData<'a>> + '_ {
-        self.data.iter().map(|&(_, data)| data)
+        self.data.iter().map(|data| data.data)
     }
 
     /// Above every allocation sequence among the records.
@@ -296,5 +323,74 @@ impl From<FormatError> for ReplayError {
 impl From<io::Error> for ReplayError {
     fn from(error: io::Error) -> Self {
         ReplayError::Io(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BLOCK_BYTES: u32 = 16 << 10;
+
+    fn place() -> Placement {
+        Placement::new(8, BLOCK_BYTES, 128 << 10)
+    }
+
+    fn replay<'a>(records: &[Record<'a>]) -> Replay<'a> {
+        let read_page = |_| Ok([0; PAGE]);
+        match Replay::new(place(), UniqueId::default(), vec![0xff; PAGE], records, read_page) {
+            Ok(replay) => replay,
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+
+    fn alloc(block: u32, slot: u32, allocation: u64) -> Record<'static> {
+        Record::Alloc { block, slot, allocation, bitmap_set: false }
+    }
+
+    /// Records of a block that has left its slot do not touch the next block there, even if they are still live.
+    #[test]
+    fn records_of_an_earlier_allocation_are_dropped() {
+        let place = place();
+        let slot = place.slot_entry(0).unwrap();
+        let bytes = [7; 512];
+        let data = |allocation| Record::Data { slot, allocation, first_sector: 1, bytes: &bytes };
+        let zero = |allocation| Record::Zero { slot, allocation, first_sector: 2, sectors: 1 };
+        let bits = |allocation| Record::Bits { slot, allocation, first_sector: 0, sectors: 8 };
+        let free = Record::Free { block: 1, slot };
+
+        let before = [alloc(1, slot, 5), data(5), zero(5), free, alloc(2, slot, 9)];
+        assert_eq!(replay(&before).data().count(), 0);
+        let after = [alloc(1, slot, 5), free, alloc(2, slot, 9), data(5), zero(5), bits(5)];
+        assert_eq!(replay(&after).data().count(), 0);
+        let set_bits = |records: &[Record<'_>]| {
+            let replay = replay(records);
+            let (_, page) = replay.block_pages().next().unwrap();
+            page.bytes(&place)[PAGE - 512]
+        };
+        assert_eq!(set_bits(&after), 0);
+        assert_eq!(set_bits(&[alloc(2, slot, 9), bits(9)]), 0xff);
+        // Of the allocation itself, of none in particular, and of a slot that no live record allocates.
+        assert_eq!(replay(&[alloc(2, slot, 9), data(9), zero(0)]).data().count(), 2);
+        let mut table = vec![0xff; PAGE];
+        table[..4].copy_from_slice(&slot.to_be_bytes());
+        let unknown = Replay::new(place, UniqueId::default(), table, &[data(3)], |_| Ok([0; PAGE])).unwrap();
+        assert_eq!(unknown.data().count(), 1);
+    }
+
+    /// A block of another program can be freed and written to; nothing may aim in front of the end of the table.
+    #[test]
+    fn records_off_the_grid() {
+        let place = place();
+        let behind_the_table = (place.table_end() / 512) as u32;
+        let bytes = [7; 512];
+        let data = |slot| Record::Data { slot, allocation: 0, first_sector: 0, bytes: &bytes };
+        let free = |slot| Record::Free { block: 1, slot };
+        assert_eq!(replay(&[data(behind_the_table), free(behind_the_table)]).data().count(), 0);
+        let inside = behind_the_table - 1;
+        for record in [data(inside), free(inside), data(0), alloc(1, behind_the_table, 1)] {
+            let table = vec![0xff; PAGE];
+            assert!(Replay::new(place, UniqueId::default(), table, &[record], |_| Ok([0; PAGE])).is_err());
+        }
     }
 }
