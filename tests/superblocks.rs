@@ -134,3 +134,35 @@ fn an_unknown_read_only_compatible_feature_can_be_read() {
     assert!(error.to_string().contains("read-only"), "{error}");
     assert!(fs::read(&image.path).unwrap() == bytes);
 }
+
+#[test]
+fn places_out_of_bounds_are_refused_before_anything_is_written() {
+    let image = image();
+    let good = fs::read(&image.path).unwrap();
+    let fields: [(&str, usize, &[u64]); 3] = [
+        // Behind the table and no further than its room, also where a sparse file is as long as it claims.
+        (
+            "slot origin",
+            136,
+            &[0, 3 * MIB, 7 * MIB + 512, 20 * MIB, 1 << 41, 1 << 42, 1 << 63, u64::MAX - 4095],
+        ),
+        ("ring offset", 80, &[0, 4096, 12288, 300_000, 1 << 63, u64::MAX - 4095]),
+        ("ring bytes", 88, &[0, 4096, 131_073, 3 * MIB, 17 * MIB, 1 << 63, u64::MAX - 4095]),
+    ];
+    for (field, at, values) in fields {
+        for &value in values {
+            let mut bytes = good.clone();
+            for copy in COPIES {
+                change(&mut bytes, copy, at, &value.to_be_bytes());
+            }
+            fs::write(&image.path, &bytes).unwrap();
+            for read_only in [true, false] {
+                let error = open(&image.path, read_only).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Corrupt, "{field} {value}");
+                let text = error.to_string();
+                assert!(text.contains(field) || text.contains("ring"), "{field} {value}: {text}");
+            }
+            assert!(fs::read(&image.path).unwrap() == bytes, "the file was changed: {field} {value}");
+        }
+    }
+}

@@ -5,8 +5,8 @@ use super::new_file::NewFile;
 use super::table::entries_crc;
 use crate::error::{Error, Result};
 use crate::ext::{
-    Fingerprint, HEADER_BACKUP_OFFSET, PAGE_BYTES, Placement, SUPERBLOCK_OFFSETS, SessionId, State,
-    Superblock, Tail,
+    BAT_ROOM_BYTES, Fingerprint, HEADER_BACKUP_OFFSET, PAGE_BYTES, Placement, SUPERBLOCK_OFFSETS, SessionId,
+    State, Superblock, Tail,
 };
 use crate::vfs::{File, FileExt, Vfs};
 use crate::vhd::{self, DiskType, DynamicHeader, Footer, Timestamp, UniqueId};
@@ -50,8 +50,11 @@ fn table_entries(parameters: &CreateParameters) -> Result<u32> {
         );
         return Err(Error::Invalid { what });
     }
-    u32::try_from(size.div_ceil(parameters.block_bytes.into()))
-        .map_err(|_| Error::Invalid { what: format!("a disk of {size} bytes needs too many blocks") })
+    let blocks = size.div_ceil(parameters.block_bytes.into());
+    u32::try_from(blocks)
+        .ok()
+        .filter(|&entries| vhd::bat_bytes(entries) <= BAT_ROOM_BYTES)
+        .ok_or_else(|| Error::Invalid { what: format!("a disk of {size} bytes needs too many blocks") })
 }
 
 fn write_image(

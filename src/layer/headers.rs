@@ -279,7 +279,13 @@ impl Decision {
             ring_offset: self.superblock.map_or(0, |(s, _)| s.ring_offset),
             ring_bytes: self.superblock.map_or(0, |(s, _)| s.ring_bytes),
             table_offset: header.table_offset,
-            table_entries: header.max_table_entries,
+            // Of an image made elsewhere no more is read than the disk has blocks.
+            table_entries: match self.superblock {
+                Some(_) => header.max_table_entries,
+                None => u32::try_from(self.footer.current_size.div_ceil(header.block_size.into()))
+                    .unwrap_or(u32::MAX)
+                    .min(header.max_table_entries),
+            },
             slot_origin: self.superblock.map_or(table_end, |(s, _)| s.slot_origin),
             block_bytes: header.block_size,
         };
@@ -307,6 +313,17 @@ impl Decision {
         if !aligned(place.slot_origin) || place.slot_origin < table_end.next_multiple_of(PAGE_BYTES) {
             return wrong("slot origin", 136, place.slot_origin, "a page behind the block table");
         }
+        if place.slot_origin > place.table_offset.saturating_add(MAX_TABLE_ROOM_BYTES) {
+            return wrong(
+                "slot origin",
+                136,
+                place.slot_origin,
+                "at most 16 MiB behind the start of the table",
+            );
+        }
+        if place.slot_entry(0).is_none() {
+            return wrong("slot origin", 136, place.slot_origin, "a place below 2 TiB");
+        }
         if !aligned(place.block_bytes.into()) || place.bitmap_bytes() > MAX_BITMAP_BYTES {
             let found = place.block_bytes;
             return Err(FormatError::new("dynamic header", "block size", 32, found, "4 KiB to 8 MiB")
@@ -319,6 +336,8 @@ impl Decision {
 /// The smallest ring that holds the reserve for images and entries beside it, in bytes.
 pub(crate) const MIN_RING_BYTES: u64 = 32 * PAGE_BYTES;
 const MAX_RING_BYTES: u64 = 16 << 20;
+/// From the start of the BAT to the first slot; bounds the memory that a table takes, whatever length a sparse file claims.
+const MAX_TABLE_ROOM_BYTES: u64 = 16 << 20;
 /// A block page is at most half bitmap, so that the header has room.
 const MAX_BITMAP_BYTES: u64 = 2048;
 

@@ -9,13 +9,33 @@ use crate::vfs::{File, FileExt};
 use crate::vhd::{self, DynamicHeader, Footer};
 use std::path::Path;
 
+/// So much of a table is read at once.
+const CHUNK_BYTES: usize = 1 << 20;
+
 /// Reads the pages of the BAT, rounded up to whole pages.
+///
+/// The table of an image of ours is small ([`Decision::placement`] sees to it). One made elsewhere can claim 16 GiB in a sparse
+/// file: a hole in it reads as entries of 0, which are refused at once, so that memory grows with what the file holds.
 pub(crate) fn read_table(file: &dyn File, path: &Path, place: &Placement) -> Result<Vec<u8>> {
-    let length = vhd::bat_bytes(place.table_entries).next_multiple_of(PAGE_BYTES);
-    let mut table = vec![0; length as usize];
-    file.read_or_zero_at(&mut table, place.table_offset).map_err(|error| {
-        Error::io(path, format!("reading the block table at offset {}", place.table_offset), error)
-    })?;
+    let length = vhd::bat_bytes(place.table_entries).next_multiple_of(PAGE_BYTES) as usize;
+    let made_elsewhere = place.ring_bytes == 0;
+    let mut table = Vec::new();
+    while table.len() < length {
+        let start = table.len();
+        table.resize(length.min(start + CHUNK_BYTES), 0);
+        let chunk = table.get_mut(start..).unwrap_or_default();
+        file.read_or_zero_at(chunk, place.table_offset + start as u64).map_err(|error| {
+            Error::io(path, format!("reading the block table at offset {}", place.table_offset), error)
+        })?;
+        let rest = (place.table_entries as usize).saturating_sub(start / 4);
+        if made_elsewhere && let Some(hole) = vhd::bat::entries(chunk).take(rest).position(|entry| entry == 0)
+        {
+            let block = start / 4 + hole;
+            let what = format!("block {block} is at offset 0, over the footer copy");
+            let hint = "run `cowvhd check` to see what is affected";
+            return Err(Error::Damaged { path: path.to_path_buf(), what, hint });
+        }
+    }
     Ok(table)
 }
 
