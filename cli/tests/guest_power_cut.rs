@@ -19,11 +19,10 @@ use std::time::{Duration, Instant};
 
 use support::guest::{Disk, Guest, System};
 use support::process::{run, tool};
-use support::random::{Random, seed};
+use support::random::{Random, cycles, seed};
 use support::server::Server;
 use tempfile::TempDir;
 
-const CYCLES: u32 = 5;
 /// On the outer file system.
 const IMAGE: &str = "disk.vhd";
 /// No write-back but what a flush asks for.
@@ -32,7 +31,7 @@ const NEVER: (u32, u32) = (0, 60_000);
 #[test]
 fn what_was_flushed_survives_a_power_cut() {
     let mut machine = Machine::new(seed("guest_power_cut"));
-    for cycle in 0..CYCLES {
+    for cycle in 0..cycles() {
         let started = Instant::now();
         let mut guest = machine.boot(&format!("test.fresh={}", u8::from(cycle == 0)));
         guest.must_be_intact(machine.durable);

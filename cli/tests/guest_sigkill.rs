@@ -14,10 +14,8 @@ mod support;
 use std::time::{Duration, Instant};
 
 use support::guest::{Disk, System};
-use support::random::{Random, seed};
+use support::random::{Random, cycles, seed};
 use support::server::Server;
-
-const CYCLES: u32 = 5;
 
 #[test]
 fn what_the_guest_flushed_survives_sigkill() {
@@ -30,7 +28,7 @@ fn what_the_guest_flushed_survives_sigkill() {
     let system = System::build(dir.path(), &[], "");
 
     let mut durable = 0;
-    for cycle in 0..CYCLES {
+    for cycle in 0..cycles() {
         let started = Instant::now();
         let mut serving = server.serve(&image);
         let fresh = u8::from(cycle == 0);

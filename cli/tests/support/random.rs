@@ -3,6 +3,14 @@
 
 use std::hash::{BuildHasher, RandomState};
 
+/// How often a guest is killed: 5 times, or as `COWVHD_TEST_CYCLES` says.
+pub fn cycles() -> u32 {
+    match std::env::var("COWVHD_TEST_CYCLES") {
+        Ok(text) => text.parse().expect("COWVHD_TEST_CYCLES is a number"),
+        Err(_) => 5,
+    }
+}
+
 /// The seed of this run, printed.
 pub fn seed(test: &str) -> u64 {
     let seed = match std::env::var("COWVHD_TEST_SEED") {
