@@ -225,3 +225,26 @@ fn a_backup_that_only_the_cache_holds_is_not_relied_on() {
         }
     }
 }
+
+/// A flush took the slots that failed writes had touched and forgot them when it failed itself. So their residue was still in
+/// the file after a clean close, and showed up in the next block there.
+#[test]
+fn a_failed_flush_keeps_in_mind_what_failed_writes_have_left() {
+    let vfs = image(9);
+    let block = u64::from(SMALL.block_bytes);
+    let disk = open(&vfs).unwrap();
+    disk.write_at(&[1; 512], 0).unwrap();
+    vfs.set_faults(FaultPlan::new(Fault::Error(EIO), 0, 1).only(Operation::Write));
+    disk.write_at(&[2; 8192], block + 4096).unwrap_err();
+    disk.write_at(&[3; 512], 2 * block).unwrap();
+    vfs.set_faults(FaultPlan::new(Fault::Error(EIO), 0, 1).only(Operation::Read));
+    assert_eq!(disk.flush().unwrap_err().kind(), ErrorKind::Io, "the flush could not read the data back");
+    vfs.set_faults(FaultPlan::default());
+    disk.close().unwrap();
+    drop(disk);
+    let disk = open(&vfs).unwrap();
+    disk.write_at(&[4; 512], 3 * block).unwrap();
+    let mut rest = vec![0xee; block as usize - 512];
+    disk.read_at(&mut rest, 3 * block + 512).unwrap();
+    assert!(rest.iter().all(|&byte| byte == 0), "a new block shows what a failed write has left");
+}

@@ -37,7 +37,7 @@ impl Cut {
     }
 
     fn is_empty(&self) -> bool {
-        self.changes.is_empty() && self.soiled.is_empty() && self.dirty.as_ref().is_some_and(Vec::is_empty)
+        self.changes.is_empty() && self.dirty.as_ref().is_some_and(Vec::is_empty)
     }
 }
 
@@ -122,6 +122,8 @@ impl Layer {
             return Ok(());
         }
         let mut cut = Cut::take(session);
+        // At once: should this flush fail, the next one would not know of them.
+        cut.soiled.drain(..).for_each(|slot| core.journal.quarantine_unnamed(slot));
         if cut.is_empty() && cut.commits == core.flushed_commits {
             return Ok(());
         }
@@ -174,11 +176,11 @@ impl Layer {
             core.journal.append_with_data(&*self.file, &mut cut.changes, &pieces)?;
             cut.changes = changes;
             pieces.clear();
-            self.flushed(core, cut);
+            core.flushed_commits = cut.commits;
             return Ok(true);
         }
         core.journal.append_with_data(&*self.file, &mut cut.changes, &pieces)?;
-        self.flushed(core, cut);
+        core.flushed_commits = cut.commits;
         Ok(true)
     }
 
@@ -204,13 +206,8 @@ impl Layer {
         if defect::active(Defect::EntryBeforeData) {
             core.journal.sync(file)?;
         }
-        self.flushed(core, cut);
-        Ok(())
-    }
-
-    fn flushed(&self, core: &mut SessionCore, cut: &mut Cut) {
         core.flushed_commits = cut.commits;
-        cut.soiled.drain(..).for_each(|slot| core.journal.quarantine_unnamed(slot));
+        Ok(())
     }
 
     pub(super) fn reclaim_locked(&self, session: &Session, core: &mut SessionCore) -> Result<()> {
