@@ -87,6 +87,16 @@ pub enum Error {
         /// What to do next.
         hint: &'static str,
     },
+    /// The parent of a differencing image was not found, or not where it may lie.
+    #[error("{}: {what}; {hint}", path.display())]
+    ParentMissing {
+        /// The child.
+        path: PathBuf,
+        /// Which id was looked for, where, and why each place did not do.
+        what: String,
+        /// What to do next.
+        hint: &'static str,
+    },
     /// The image uses something this version does not know or the operation does not apply to it.
     #[error("{}: {what}", path.display())]
     Unsupported {
@@ -168,6 +178,8 @@ pub enum ErrorKind {
     Io,
     /// The image is damaged or no image.
     Corrupt,
+    /// The parent of a differencing image is missing or not allowed.
+    ParentMissing,
     /// A feature or a kind of image that is not supported.
     Unsupported,
     /// Held by another process.
@@ -193,6 +205,7 @@ impl Error {
             Error::Io { source, .. } if is_no_space(source) => ErrorKind::NoSpace,
             Error::Io { .. } => ErrorKind::Io,
             Error::Format { .. } | Error::Damaged { .. } => ErrorKind::Corrupt,
+            Error::ParentMissing { .. } => ErrorKind::ParentMissing,
             Error::Unsupported { .. } => ErrorKind::Unsupported,
             Error::InUse { .. } => ErrorKind::InUse,
             Error::Exists { .. } => ErrorKind::Exists,
@@ -206,6 +219,7 @@ impl Error {
 
     /// The Linux errno a guest, an NBD client or a C caller should see (a positive number).
     pub fn errno(&self) -> i32 {
+        const ENOENT: i32 = 2;
         const EIO: i32 = 5;
         const EBUSY: i32 = 16;
         const EEXIST: i32 = 17;
@@ -221,6 +235,7 @@ impl Error {
                 _ => EIO,
             },
             ErrorKind::Corrupt | ErrorKind::Poisoned => EIO,
+            ErrorKind::ParentMissing => ENOENT,
             ErrorKind::Unsupported => EOPNOTSUPP,
             ErrorKind::InUse => EBUSY,
             ErrorKind::Exists => EEXIST,

@@ -47,6 +47,7 @@
 //! Features: `sim` adds a simulated medium that loses power at any moment, `defects` known defects to switch on; both are
 //! for tests.
 
+mod chain;
 pub mod convert;
 #[cfg(feature = "defects")]
 pub mod defect;

@@ -12,7 +12,7 @@ mod strict_vhd;
 
 use cowvhd::sim::{History, SimVfs};
 use cowvhd::{CreateOptions, ExtentKind, OpenOptions};
-use crash::{Explorer, FIXED, SMALL, Segment, Shape, WIDE, Workload};
+use crash::{CHILD, Explorer, FIXED, SMALL, Segment, Shape, WIDE, Workload};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Weather {
@@ -172,4 +172,12 @@ fn fixed_disk() {
     explore(FIXED, 4000..4030, 60, 60, Weather::Calm);
     explore(FIXED, 5000..5030, 60, 60, Weather::Busy);
     explore(FIXED, 6000..6030, 60, 40, Weather::Faulty);
+}
+
+/// A differencing disk: bitmaps change, units are copied up, zeros hide what the parent holds.
+#[test]
+fn differencing_disk() {
+    explore(CHILD, 7000..7050, 60, 60, Weather::Calm);
+    explore(CHILD, 8000..8050, 60, 60, Weather::Busy);
+    explore(CHILD, 9000..9060, 60, 40, Weather::Faulty);
 }

@@ -220,7 +220,7 @@ fn tables_that_cannot_be_are_refused_with_the_block() {
 }
 
 #[test]
-fn a_differencing_disk_is_refused_with_its_parent_named() {
+fn a_differencing_disk_without_its_parent_is_refused_with_the_parent_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("child.vhd");
     let layout =
@@ -239,8 +239,8 @@ fn a_differencing_disk_is_refused_with_its_parent_named() {
     file.write_all_at(&footer.to_bytes(), end).unwrap();
     for read_only in [true, false] {
         let error = OpenOptions::new().read_only(read_only).open(&path).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Unsupported);
-        for word in ["\"fat-parent.vhd\"", "5f5f5f5f", "not available", "not supported yet"] {
+        assert_eq!(error.kind(), ErrorKind::ParentMissing);
+        for word in ["parent name \"fat-parent.vhd\"", "5f5f5f5f", "does not exist", "--parent"] {
             assert!(error.to_string().contains(word), "{error}");
         }
     }

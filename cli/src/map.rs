@@ -24,7 +24,7 @@ pub(crate) struct Map {
 struct Range {
     start: u64,
     length: u64,
-    /// How many layers down the chain; always 0, the file itself.
+    /// How many layers down the chain; 0 is the file itself.
     depth: u32,
     /// Whether the file decides what it reads as; as in qemu-img, that is always so where there is no parent.
     present: bool,
@@ -41,7 +41,7 @@ impl From<&MappedExtent> for Range {
         Range {
             start: mapped.extent.offset,
             length: mapped.extent.length,
-            depth: 0,
+            depth: mapped.depth,
             present: true,
             zero: !data,
             data,

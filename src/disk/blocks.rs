@@ -2,21 +2,55 @@
 
 use super::storage::Storage;
 use super::{Extent, ExtentKind, MappedExtent, info};
+use crate::chain::Parents;
 use crate::error::Result;
-use crate::layer::{Layer, Mapping};
-use crate::vhd::{self, bitmap};
+use crate::layer::{Below, Layer, Located, Nothing};
 use std::path::Path;
 
 /// A layer as a guest's bytes.
 #[derive(Debug)]
 pub(super) struct Blocks {
     layer: Box<Layer>,
+    /// Of a differencing disk.
+    parents: Option<Parents>,
     size: u64,
 }
 
 impl Blocks {
-    pub(super) fn new(layer: Box<Layer>) -> Self {
-        Blocks { size: layer.footer().current_size, layer }
+    pub(super) fn new(layer: Box<Layer>, parents: Option<Parents>) -> Self {
+        Blocks { size: layer.footer().current_size, layer, parents }
+    }
+
+    fn below(&self) -> &dyn Below {
+        match &self.parents {
+            Some(parents) => parents,
+            None => &Nothing,
+        }
+    }
+
+    /// What is below the leaf, as extents.
+    fn map_below(&self, start: u64, end: u64, visit: &mut dyn FnMut(MappedExtent)) -> Result<()> {
+        let mut push = |from: u64, to: u64, kind, file_offset, depth| {
+            visit(MappedExtent {
+                extent: Extent { offset: from, length: to - from, kind },
+                file_offset,
+                depth,
+            });
+        };
+        let Some(parents) = &self.parents else {
+            push(start, end, ExtentKind::Hole, None, 0);
+            return Ok(());
+        };
+        parents.parts(start..end, &mut |(range, place)| {
+            match place {
+                None => push(range.start, range.end, ExtentKind::Hole, None, 0),
+                Some(place) => {
+                    let depth = (parents.depth() - place.source as usize) as u32;
+                    push(range.start, range.end, ExtentKind::Data, Some(place.file_offset), depth);
+                }
+            }
+            Ok(())
+        })
     }
 
     fn block_bytes(&self) -> u64 {
@@ -61,7 +95,7 @@ impl Storage for Blocks {
         let mut rest = buf;
         for piece in self.pieces(offset, rest.len() as u64) {
             let (now, later) = std::mem::take(&mut rest).split_at_mut(piece.length as usize);
-            self.layer.read_block(piece.block, piece.offset, now)?;
+            self.layer.read_block(piece.block, piece.offset, now, self.below())?;
             rest = later;
         }
         Ok(())
@@ -71,7 +105,7 @@ impl Storage for Blocks {
         let mut rest = buf;
         for piece in self.pieces(offset, rest.len() as u64) {
             let (now, later) = rest.split_at(piece.length as usize);
-            self.layer.write_block(piece.block, piece.offset, now)?;
+            self.layer.write_block(piece.block, piece.offset, now, self.below())?;
             rest = later;
         }
         Ok(())
@@ -79,10 +113,15 @@ impl Storage for Blocks {
 
     fn write_zeroes(&self, offset: u64, length: u64, keep_allocated: bool) -> Result<()> {
         for piece in self.pieces(offset, length) {
-            if !keep_allocated && self.covers_block(&piece) {
+            // In a differencing disk a block that is given back shows what is below.
+            let start = u64::from(piece.block) * self.block_bytes();
+            let frees = !keep_allocated
+                && self.covers_block(&piece)
+                && self.below().is_zero(start..start + self.block_bytes())?;
+            if frees {
                 self.layer.free_block(piece.block)?;
             } else {
-                self.layer.zero_block(piece.block, piece.offset, piece.length, keep_allocated)?;
+                self.layer.zero_block(piece.block, piece.range(), keep_allocated, self.below())?;
             }
         }
         Ok(())
@@ -99,26 +138,21 @@ impl Storage for Blocks {
     fn map(&self, offset: u64, length: u64, visit: &mut dyn FnMut(MappedExtent)) -> Result<()> {
         for piece in self.pieces(offset, length) {
             let start = u64::from(piece.block) * self.block_bytes();
-            let mut push = |from: u64, to: u64, kind, slot: Option<u32>| {
-                let file_offset = slot.map(|slot| self.layer.place().data_offset(slot) + from);
-                visit(MappedExtent {
-                    extent: Extent { offset: start + from, length: to - from, kind },
-                    file_offset,
-                });
-            };
-            let end = piece.offset + piece.length;
-            match self.layer.mapping(piece.block)? {
-                Mapping::Absent | Mapping::Unverified(_) => push(piece.offset, end, ExtentKind::Hole, None),
-                Mapping::Whole(slot) => push(piece.offset, end, ExtentKind::Data, Some(slot)),
-                Mapping::Partial(slot) => {
-                    let bits = self.layer.bitmap(slot)?;
-                    let sectors = (piece.offset / vhd::SECTOR) as u32..end.div_ceil(vhd::SECTOR) as u32;
-                    for run in bitmap::runs(&bits, sectors) {
-                        let from = (u64::from(run.sectors.start) * vhd::SECTOR).max(piece.offset);
-                        let to = (u64::from(run.sectors.end) * vhd::SECTOR).min(end);
-                        push(from, to, if run.set { ExtentKind::Data } else { ExtentKind::Zero }, Some(slot));
+            let mut parts = Vec::new();
+            self.layer
+                .locate(piece.block, piece.range(), &mut |range, located| parts.push((range, located)))?;
+            for (range, located) in parts {
+                let (from, to) = (start + range.start, start + range.end);
+                let (kind, file_offset) = match located {
+                    Located::Absent => {
+                        self.map_below(from, to, visit)?;
+                        continue;
                     }
-                }
+                    Located::Hidden(at) => (ExtentKind::Zero, Some(at)),
+                    Located::File(at) => (ExtentKind::Data, Some(at)),
+                };
+                let extent = Extent { offset: from, length: to - from, kind };
+                visit(MappedExtent { extent, file_offset, depth: 0 });
             }
         }
         Ok(())
@@ -133,4 +167,11 @@ struct Piece {
     offset: u64,
     /// Bytes.
     length: u64,
+}
+
+impl Piece {
+    /// Bytes of the block.
+    fn range(&self) -> std::ops::Range<u64> {
+        self.offset..self.offset + self.length
+    }
 }

@@ -9,14 +9,15 @@ mod storage;
 
 pub use info::{DiskInfo, ForeignChanges, JournalState};
 
+use crate::chain::{self, ParentPolicy};
 use crate::error::{Error, Result};
 use crate::layer::{self, CreateParameters, Image};
 use crate::sync::Arc;
-use crate::vfs::{Access, HostVfs, Vfs};
-use crate::vhd::{self, DiskType, Footer};
+use crate::vfs::{Access, File, HostVfs, Vfs};
+use crate::vhd::{self, DiskType, DynamicHeader, Footer};
 use blocks::Blocks;
 use std::io::{IoSlice, IoSliceMut};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use storage::Storage;
 
 /// Journal ring of a new image, in bytes.
@@ -30,6 +31,8 @@ pub struct CreateOptions {
     block_bytes: u32,
     ring_bytes: u64,
     fixed: bool,
+    parent: Option<PathBuf>,
+    policy: ParentPolicy,
 }
 
 impl CreateOptions {
@@ -41,7 +44,21 @@ impl CreateOptions {
             block_bytes: vhd::BLOCK_SIZE,
             ring_bytes: RING_BYTES,
             fixed: false,
+            parent: None,
+            policy: ParentPolicy::default(),
         }
+    }
+
+    /// A differencing disk over the image at `parent`, which must not be written to from then on: it shows what the parent
+    /// holds, and keeps what is written to it. It has its parent's size and block size.
+    pub fn child_of(parent: &Path) -> Self {
+        CreateOptions { parent: Some(parent.to_path_buf()), ..Self::new(0) }
+    }
+
+    /// Lets the parents of the parent lie in this folder and below, too.
+    pub fn allow_parents_in(mut self, folder: &Path) -> Self {
+        self.policy.allowed.push(folder.to_path_buf());
+        self
     }
 
     /// A fixed disk instead: the file is as long as the disk and a footer, and sparse. It has no journal and promises what a
@@ -70,8 +87,17 @@ impl CreateOptions {
         if self.fixed {
             return layer::create_fixed(&*self.vfs, path, self.size);
         }
-        let (size, block_bytes, ring_bytes) = (self.size, self.block_bytes, self.ring_bytes);
-        layer::create(&*self.vfs, path, &CreateParameters { size, block_bytes, ring_bytes })
+        let (mut size, mut block_bytes, ring_bytes) = (self.size, self.block_bytes, self.ring_bytes);
+        let parent = match &self.parent {
+            Some(parent) => {
+                let shape = chain::parent_shape(&*self.vfs, path, parent, &self.policy)?;
+                size = shape.size;
+                block_bytes = shape.block_bytes.unwrap_or(block_bytes);
+                Some(shape.link)
+            }
+            None => None,
+        };
+        layer::create(&*self.vfs, path, &CreateParameters { size, block_bytes, ring_bytes, parent })
     }
 }
 
@@ -80,6 +106,7 @@ impl CreateOptions {
 pub struct OpenOptions {
     vfs: Arc<dyn Vfs>,
     access: Access,
+    policy: ParentPolicy,
 }
 
 impl Default for OpenOptions {
@@ -91,7 +118,7 @@ impl Default for OpenOptions {
 impl OpenOptions {
     /// For reading and writing, on the host's file system.
     pub fn new() -> Self {
-        OpenOptions { vfs: Arc::new(HostVfs), access: Access::ReadWrite }
+        OpenOptions { vfs: Arc::new(HostVfs), access: Access::ReadWrite, policy: ParentPolicy::default() }
     }
 
     /// For reading alone: the file is not changed, not even to recover it; a journal is replayed in memory.
@@ -106,22 +133,39 @@ impl OpenOptions {
         self
     }
 
+    /// Takes the file at `path` for the parent that a differencing image names, wherever the image says it is. It still has to
+    /// be the disk with the right unique id.
+    pub fn parent(mut self, path: &Path) -> Self {
+        self.policy.explicit = Some(path.to_path_buf());
+        self
+    }
+
+    /// Lets parents lie in this folder and below, too. Without, all of them have to lie in the image's own folder or below it:
+    /// an image could else make its reader open any file of the system.
+    pub fn allow_parents_in(mut self, folder: &Path) -> Self {
+        self.policy.allowed.push(folder.to_path_buf());
+        self
+    }
+
     /// Opens the image at `path`. One opened for writing after a crash is recovered first.
     ///
     /// Fails with [`ErrorKind::InUse`](crate::ErrorKind::InUse) while another process has it open for writing (or, to open
     /// it for writing, at all).
     pub fn open(&self, path: &Path) -> Result<Disk> {
-        let (storage, footer): (Box<dyn Storage>, Footer) =
-            match layer::open(Arc::clone(&self.vfs), path, self.access)? {
-                Image::Dynamic(layer) => {
-                    let footer = layer.footer().clone();
-                    (Box::new(Blocks::new(layer)), footer)
-                }
-                Image::Fixed(fixed) => {
-                    let footer = fixed.footer().clone();
-                    (fixed, footer)
-                }
-            };
+        let find_parents = |file: &dyn File, footer: &Footer, header: &DynamicHeader| {
+            chain::open_parents(&*self.vfs, path, file, (footer, header), &self.policy)
+        };
+        let (image, parents) = layer::open(Arc::clone(&self.vfs), path, self.access, find_parents)?;
+        let (storage, footer): (Box<dyn Storage>, Footer) = match image {
+            Image::Dynamic(layer) => {
+                let footer = layer.footer().clone();
+                (Box::new(Blocks::new(layer, parents)), footer)
+            }
+            Image::Fixed(fixed) => {
+                let footer = fixed.footer().clone();
+                (fixed, footer)
+            }
+        };
         Ok(Disk { size: footer.current_size, disk_type: footer.disk_type, storage })
     }
 }
@@ -153,14 +197,17 @@ pub struct Extent {
 pub struct MappedExtent {
     /// The range and what it holds.
     pub extent: Extent,
-    /// Where it starts in the file, if it has a place there. In a fixed disk a hole has one, too.
+    /// Where it starts in its file, if it has a place there. In a fixed disk a hole has one, too.
     pub file_offset: Option<u64>,
+    /// Which file: 0 is the image itself, 1 its parent, and so on.
+    pub depth: u32,
 }
 
 impl MappedExtent {
     /// Whether `next`, the range behind this one, is of the same kind and behind this one in the file, too.
     fn is_followed_by(&self, next: &MappedExtent) -> bool {
         self.extent.kind == next.extent.kind
+            && self.depth == next.depth
             && self.file_offset.map(|at| at + self.extent.length) == next.file_offset
     }
 }

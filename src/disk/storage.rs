@@ -73,7 +73,7 @@ impl Storage for Fixed {
         let mut push = |from: u64, to: u64, kind| {
             if from < to {
                 let extent = Extent { offset: from, length: to - from, kind };
-                visit(MappedExtent { extent, file_offset: Some(from) });
+                visit(MappedExtent { extent, file_offset: Some(from), depth: 0 });
             }
         };
         let mut at = offset;

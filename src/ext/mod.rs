@@ -11,5 +11,7 @@ pub use entry::{
     ENTRY_HEADER_BYTES, EntryHeader, EntryKind, Record, SessionId, Tail, parse_entry_header, parse_records,
     session_crc, write_entry, write_filler,
 };
-pub use place::{BAT_ROOM_BYTES, HEADER_BACKUP_OFFSET, PAGE_BYTES, Placement, SUPERBLOCK_OFFSETS};
+pub use place::{
+    BAT_ROOM_BYTES, HEADER_BACKUP_OFFSET, LOCATORS_OFFSET, PAGE_BYTES, Placement, SUPERBLOCK_OFFSETS,
+};
 pub use superblock::{Fingerprint, State, Superblock, SuperblockError, feature};

@@ -12,11 +12,13 @@
 //! - Pages that need an image number at most a quarter of the ring's pages, and that many and some more stay free for the
 //!   images and for the entry that moves the tails; so a checkpoint always finds room, also in recovery.
 
+mod block_page;
 mod replay;
 mod ring;
 mod scan;
 
-pub(crate) use replay::{Replay, ReplayError, ReplayedPage};
+pub(crate) use block_page::BlockPage;
+pub(crate) use replay::{Replay, ReplayError};
 pub(crate) use ring::Ring;
 pub(crate) use scan::Scan;
 
@@ -34,23 +36,31 @@ const ENTRIES_PER_PAGE: u32 = PAGE as u32 / 4;
 /// A change of the block map, published to guests and not yet journaled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MapChange {
-    /// `block` now lives in `slot`, whole.
-    Alloc { block: u32, slot: u32, allocation: u64 },
+    /// `block` now lives in `slot`: all of it, or, in a differencing disk, as far as `Bits` say.
+    Alloc { block: u32, slot: u32, allocation: u64, whole: bool },
+    /// These sectors of a differencing disk's block are present in `slot` from now on.
+    Bits { block: u32, slot: u32, first_sector: u32, sectors: u32 },
     /// `block` no longer lives in `slot`.
     Free { block: u32, slot: u32 },
 }
 
 impl MapChange {
-    fn block(&self) -> u32 {
+    /// The block whose BAT entry changes.
+    fn block(&self) -> Option<u32> {
         match *self {
-            MapChange::Alloc { block, .. } | MapChange::Free { block, .. } => block,
+            MapChange::Alloc { block, .. } | MapChange::Free { block, .. } => Some(block),
+            MapChange::Bits { .. } => None,
         }
     }
 
     fn record<'a>(&self) -> Record<'a> {
         match *self {
-            MapChange::Alloc { block, slot, allocation } => {
-                Record::Alloc { block, slot, allocation, bitmap_set: true }
+            MapChange::Alloc { block, slot, allocation, whole } => {
+                Record::Alloc { block, slot, allocation, bitmap_set: whole }
+            }
+            // As with data records, I3 keeps them apart from later allocations of their slot.
+            MapChange::Bits { slot, first_sector, sectors, .. } => {
+                Record::Bits { slot, allocation: 0, first_sector, sectors }
             }
             MapChange::Free { block, slot } => Record::Free { block, slot },
         }
@@ -154,7 +164,9 @@ pub(crate) struct Journal {
     /// Those of them that have an image in the live ring.
     imaged_pages: BTreeSet<u32>,
     /// Block pages that are not in place, by slot.
-    block_pages: BTreeMap<u32, BlockHeader>,
+    block_pages: BTreeMap<u32, BlockPage>,
+    /// Those of them that have an image in the live ring.
+    imaged_slots: BTreeSet<u32>,
     quarantine: Vec<Quarantined>,
 }
 
@@ -169,6 +181,7 @@ impl Journal {
             table_pages: BTreeSet::new(),
             imaged_pages: BTreeSet::new(),
             block_pages: BTreeMap::new(),
+            imaged_slots: BTreeSet::new(),
             quarantine: Vec::new(),
         }
     }
@@ -231,14 +244,14 @@ impl Journal {
                 self.checkpoint(file)?;
                 continue;
             }
-            let records: Vec<Record<'_>> = rest.iter().take(count).map(MapChange::record).collect();
-            let sequence;
+            let rest = rest.get(..count).unwrap_or_default();
+            self.load_pages(file, rest)?;
+            let records: Vec<Record<'_>> = rest.iter().map(MapChange::record).collect();
             match self.try_append(file, &records, true, self.reserve_bytes())? {
                 Some(appended) => {
-                    sequence = appended.sequence;
                     *done += appended.records;
                     for change in rest.iter().take(appended.records) {
-                        self.apply(change, sequence);
+                        self.apply(change, appended.sequence);
                     }
                 }
                 None => self.make_room(file)?,
@@ -265,6 +278,7 @@ impl Journal {
         changes: &mut Vec<MapChange>,
         pieces: &[DirtyPiece],
     ) -> Result<(), Failure> {
+        self.load_pages(file, changes)?;
         let mut records: Vec<Record<'_>> = pieces.iter().map(data_record).collect();
         records.splice(0..0, changes.iter().map(|change| change.record()));
         let mut done = 0;
@@ -307,16 +321,54 @@ impl Journal {
     /// How many leading changes keep the pages that need an image within their limit.
     fn changes_within_image_limit(&self, changes: &[MapChange]) -> usize {
         let mut new_pages = BTreeSet::new();
+        let mut new_slots = BTreeSet::new();
+        let mut fresh_slots = BTreeSet::new();
+        let images = self.table_pages.len() + self.undetermined_block_pages();
         changes
             .iter()
             .take_while(|change| {
-                let page = change.block() / ENTRIES_PER_PAGE;
-                if !self.table_pages.contains(&page) {
+                let page = change.block().map(|block| block / ENTRIES_PER_PAGE);
+                if let Some(page) = page.filter(|page| !self.table_pages.contains(page)) {
                     new_pages.insert(page);
                 }
-                self.table_pages.len() + new_pages.len() <= self.max_image_pages()
+                match **change {
+                    MapChange::Alloc { slot, .. } => drop(fresh_slots.insert(slot)),
+                    MapChange::Bits { slot, .. }
+                        if !self.block_pages.contains_key(&slot) && !fresh_slots.contains(&slot) =>
+                    {
+                        new_slots.insert(slot);
+                    }
+                    _ => {}
+                }
+                images + new_pages.len() + new_slots.len() <= self.max_image_pages()
             })
             .count()
+    }
+
+    /// Block pages that the live records alone do not determine: they were in place before a record changed them.
+    fn undetermined_block_pages(&self) -> usize {
+        self.block_pages.values().filter(|page| !page.is_determined()).count()
+    }
+
+    /// Reads the block pages that `changes` are about to change and that are in place.
+    fn load_pages(&mut self, file: &dyn File, changes: &[MapChange]) -> Result<(), Failure> {
+        let mut fresh_slots = BTreeSet::new();
+        for change in changes {
+            match *change {
+                MapChange::Alloc { slot, .. } => drop(fresh_slots.insert(slot)),
+                MapChange::Bits { slot, .. }
+                    if !self.block_pages.contains_key(&slot) && !fresh_slots.contains(&slot) =>
+                {
+                    let mut bytes = Box::new([0; PAGE]);
+                    let offset = self.place.block_page_offset(slot);
+                    file.read_or_zero_at(bytes.as_mut_slice(), offset)
+                        .map_err(Failure::transient("reading a block page"))?;
+                    self.block_pages.insert(slot, BlockPage::Bytes { bytes, determined: false });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     fn try_append(
@@ -333,14 +385,22 @@ impl Journal {
 
     fn apply(&mut self, change: &MapChange, sequence: u64) {
         let (block, entry) = match *change {
-            MapChange::Alloc { block, slot, allocation } => {
+            MapChange::Alloc { block, slot, allocation, whole } => {
                 let page_offset = self.place.block_page_offset(slot);
                 let header = BlockHeader { page_offset, disk_id: self.disk_id, block, allocation };
-                self.block_pages.insert(slot, header);
+                self.block_pages.insert(slot, BlockPage::Fresh { header, bitmap_set: whole });
                 (block, slot)
+            }
+            MapChange::Bits { slot, first_sector, sectors, .. } => {
+                // Loaded before its record was written, or made by an `Alloc` before it.
+                if let Some(page) = self.block_pages.get_mut(&slot) {
+                    page.set_bits(&self.place, first_sector..first_sector + sectors);
+                }
+                return;
             }
             MapChange::Free { block, slot } => {
                 self.block_pages.remove(&slot);
+                self.imaged_slots.remove(&slot);
                 self.quarantine.push(Quarantined { slot, freed_at: sequence, stage: Stage::Freed });
                 (block, vhd::UNALLOCATED)
             }
@@ -374,9 +434,9 @@ impl Journal {
                 file.write_all_at(&bytes, offset)
                     .map_err(Failure::transient("writing a page of the block table"))?;
             }
-            let bitmap = vec![0xff; self.place.bitmap_bytes() as usize];
-            for header in self.block_pages.values() {
-                file.write_all_at(&header.to_page(&bitmap), header.page_offset)
+            for (&slot, page) in &self.block_pages {
+                let offset = self.place.block_page_offset(slot);
+                file.write_all_at(page.bytes(&self.place).as_slice(), offset)
                     .map_err(Failure::transient("writing a block page"))?;
             }
         }
@@ -387,14 +447,26 @@ impl Journal {
         self.table_pages.clear();
         self.imaged_pages.clear();
         self.block_pages.clear();
+        self.imaged_slots.clear();
         Ok(())
     }
 
-    /// Makes an image durable of every page of the BAT that is about to change in place and has none in the live ring. An
-    /// older image serves as well: the records behind it are live, too.
+    /// Makes an image durable of every page that is about to change in place, that live records do not determine and that
+    /// has none in the live ring. An older image serves as well: the records behind it are live, too.
     fn append_images(&mut self, file: &dyn File) -> Result<(), Failure> {
         let pages: Vec<u32> = self.table_pages.difference(&self.imaged_pages).copied().collect();
-        let images: Vec<(u64, Vec<u8>)> = pages.iter().map(|&page| self.table_page(page)).collect();
+        let slots: Vec<u32> = self
+            .block_pages
+            .iter()
+            .filter(|(slot, page)| !page.is_determined() && !self.imaged_slots.contains(slot))
+            .map(|(&slot, _)| slot)
+            .collect();
+        let table_images = pages.iter().map(|&page| self.table_page(page));
+        let block_images = slots.iter().filter_map(|slot| {
+            let page = self.block_pages.get(slot)?;
+            Some((self.place.block_page_offset(*slot), page.bytes(&self.place).to_vec()))
+        });
+        let images: Vec<(u64, Vec<u8>)> = table_images.chain(block_images).collect();
         let records: Vec<Record<'_>> =
             images.iter().map(|(offset, bytes)| Record::Image { offset: *offset, bytes }).collect();
         let mut rest = records.as_slice();
@@ -405,6 +477,7 @@ impl Journal {
             }
         }
         self.imaged_pages.extend(pages);
+        self.imaged_slots.extend(slots);
         Ok(())
     }
 

@@ -3,45 +3,15 @@
 //! The result is the metadata as the journal says it is, whatever torn state the file is in: every page that a record
 //! changes and that may be torn has an image among the records, and an `alloc` record alone determines a whole block page.
 
+use super::block_page::BlockPage;
 use crate::error::FormatError;
 use crate::ext::{BlockHeader, PAGE_BYTES, Placement, Record};
 use crate::vhd::{self, UniqueId};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 
 const PAGE: usize = PAGE_BYTES as usize;
-
-/// A block page as the journal leaves it.
-#[derive(Debug)]
-pub(crate) enum ReplayedPage {
-    /// Made by an `alloc` record and unchanged since: kept small, since a ring holds tens of thousands of them.
-    Fresh {
-        /// The header.
-        header: BlockHeader,
-        /// Whether every bit of the bitmap is set.
-        bitmap_set: bool,
-    },
-    /// Any other.
-    Bytes {
-        /// The page.
-        bytes: Box<[u8; PAGE]>,
-        /// The live records determine it alone; if not, it must be imaged before it may be written in place.
-        determined: bool,
-    },
-}
-
-impl ReplayedPage {
-    /// The page's bytes.
-    pub(crate) fn bytes(&self, place: &Placement) -> Box<[u8; PAGE]> {
-        match self {
-            ReplayedPage::Fresh { header, bitmap_set } => {
-                let bitmap = vec![if *bitmap_set { 0xff } else { 0 }; place.bitmap_bytes() as usize];
-                Box::new(header.to_page(&bitmap))
-            }
-            ReplayedPage::Bytes { bytes, .. } => bytes.clone(),
-        }
-    }
-}
 
 /// Guest data to be written again.
 #[derive(Debug, Clone, Copy)]
@@ -70,7 +40,7 @@ pub(crate) struct Replay<'a> {
     table: Vec<u8>,
     changed_table_pages: BTreeSet<usize>,
     imaged_table_pages: BTreeSet<usize>,
-    pages: BTreeMap<u64, ReplayedPage>,
+    pages: BTreeMap<u64, BlockPage>,
     data: Vec<SlotData<'a>>,
     /// The allocation that each slot has by the live records, where they tell.
     allocations: HashMap<u32, u64>,
@@ -117,7 +87,7 @@ impl<'a> Replay<'a> {
                 self.next_allocation = self.next_allocation.max(allocation.saturating_add(1));
                 self.allocations.insert(slot, allocation);
                 let header = BlockHeader { page_offset, disk_id: self.disk_id, block, allocation };
-                self.pages.insert(page_offset, ReplayedPage::Fresh { header, bitmap_set });
+                self.pages.insert(page_offset, BlockPage::Fresh { header, bitmap_set });
             }
             Record::Free { block, slot } => {
                 if !self.is_off_grid(slot) {
@@ -133,15 +103,14 @@ impl<'a> Replay<'a> {
                 if !self.is_of_current(slot, allocation) {
                     return Ok(());
                 }
-                let (mut bytes, determined) = match self.pages.remove(&page_offset) {
-                    Some(ReplayedPage::Bytes { bytes, determined }) => (bytes, determined),
-                    Some(fresh) => (fresh.bytes(&self.place), true),
-                    None => (Box::new(read_page(page_offset)?), false),
+                let page = match self.pages.entry(page_offset) {
+                    Entry::Occupied(page) => page.into_mut(),
+                    Entry::Vacant(place) => {
+                        let bytes = Box::new(read_page(page_offset)?);
+                        place.insert(BlockPage::Bytes { bytes, determined: false })
+                    }
                 };
-                let bitmap_start = PAGE - self.place.bitmap_bytes() as usize;
-                let bitmap = bytes.get_mut(bitmap_start..).unwrap_or_default();
-                vhd::bitmap::set_range(bitmap, first_sector..first_sector + sectors, true);
-                self.pages.insert(page_offset, ReplayedPage::Bytes { bytes, determined });
+                page.set_bits(&self.place, first_sector..first_sector + sectors);
             }
             Record::Data { slot, allocation, first_sector, bytes } => {
                 self.push_data(slot, allocation, first_sector, bytes.len() as u64, Some(bytes))?;
@@ -235,7 +204,7 @@ impl<'a> Replay<'a> {
             .is_some_and(|from_origin| from_origin.is_multiple_of(self.place.slot_stride()));
         match <[u8; PAGE]>::try_from(bytes) {
             Ok(bytes) if on_grid => {
-                let page = ReplayedPage::Bytes { bytes: Box::new(bytes), determined: true };
+                let page = BlockPage::Bytes { bytes: Box::new(bytes), determined: true };
                 self.pages.insert(offset, page);
                 Ok(())
             }
@@ -290,7 +259,7 @@ impl<'a> Replay<'a> {
     }
 
     /// The block pages that records or images touched, by file offset.
-    pub(crate) fn block_pages(&self) -> impl Iterator<Item = (u64, &ReplayedPage)> + '_ {
+    pub(crate) fn block_pages(&self) -> impl Iterator<Item = (u64, &BlockPage)> + '_ {
         self.pages.iter().map(|(&offset, page)| (offset, page))
     }
 

@@ -9,11 +9,27 @@ use crate::defect::{self, Defect};
 use crate::ext::Placement;
 use crate::journal::MapChange;
 use crate::vfs::File;
+use crate::vhd;
 use std::collections::{BTreeSet, HashMap};
 use std::io;
+use std::ops::Range;
 
 /// At most this many slots are added at once.
 const MAX_GROWTH_SLOTS: u64 = 32;
+
+/// What a write has brought of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Written {
+    /// All of it; in a root disk always, since what was not written reads as zeros.
+    Whole,
+    /// Sectors of a block of a differencing layer.
+    Sectors {
+        /// The first one.
+        first: u32,
+        /// How many.
+        count: u32,
+    },
+}
 
 #[derive(Debug)]
 struct InFlight {
@@ -62,17 +78,17 @@ impl Allocator {
         }
     }
 
-    /// A slot for `block`: that of an allocation under way, or a new one. `Ok(None)` where no slot is left.
-    pub(crate) fn ride(&mut self, file: &dyn File, block: u32) -> io::Result<Option<u32>> {
+    /// A slot for `block`: that of an allocation under way, or, then with `true`, a new one. `Ok(None)` where no slot is left.
+    pub(crate) fn ride(&mut self, file: &dyn File, block: u32) -> io::Result<Option<(u32, bool)>> {
         if let Some(allocation) = self.in_flight.get_mut(&block) {
             allocation.riders += 1;
-            return Ok(Some(allocation.slot));
+            return Ok(Some((allocation.slot, false)));
         }
         let Some(slot) = self.take_slot(file)? else { return Ok(None) };
         let allocation = self.next_allocation;
         self.next_allocation += 1;
         self.in_flight.insert(block, InFlight { slot, allocation, riders: 1, published: false });
-        Ok(Some(slot))
+        Ok(Some((slot, true)))
     }
 
     fn take_slot(&mut self, file: &dyn File) -> io::Result<Option<u32>> {
@@ -95,13 +111,24 @@ impl Allocator {
         self.take_slot(file)
     }
 
-    /// The block's content is complete in a reserved slot: the block lives there from now on.
-    pub(crate) fn move_block(&mut self, map: &BlockMap, block: u32, slot: u32) {
+    /// The block's content is complete in a reserved slot: the block lives there from now on, as far as `sectors` say; `None`
+    /// is all of it.
+    pub(crate) fn move_block(
+        &mut self,
+        map: &BlockMap,
+        block: u32,
+        slot: u32,
+        sectors: Option<&[Range<u32>]>,
+    ) {
         self.free(map, block);
         let allocation = self.next_allocation;
         self.next_allocation += 1;
-        self.pending.push(MapChange::Alloc { block, slot, allocation });
-        map.set(block, Mapping::Whole(slot));
+        self.pending.push(MapChange::Alloc { block, slot, allocation, whole: sectors.is_none() });
+        for run in sectors.unwrap_or_default() {
+            let (first_sector, sectors) = (run.start, run.end - run.start);
+            self.pending.push(MapChange::Bits { block, slot, first_sector, sectors });
+        }
+        map.set(block, if sectors.is_none() { Mapping::Whole(slot) } else { Mapping::Partial(slot) });
     }
 
     /// A reserved slot is not used after all; something may have been written to it.
@@ -109,24 +136,33 @@ impl Allocator {
         self.soiled.push(slot);
     }
 
-    /// A write that rode on an allocation is complete: publishes the block if it is the first. Does nothing where the
-    /// allocation was discarded in the meantime.
-    pub(crate) fn commit(&mut self, map: &BlockMap, block: u32, slot: u32) {
-        let Some(allocation) = self.in_flight.get_mut(&block).filter(|a| a.slot == slot) else { return };
-        allocation.riders -= 1;
-        if !allocation.published {
-            allocation.published = true;
-            let allocation = allocation.allocation;
-            self.pending.push(MapChange::Alloc { block, slot, allocation });
-            map.set(block, Mapping::Whole(slot));
+    /// A write that rode on an allocation (`rode`), or brought sectors of a partial block, is complete: publishes the block if
+    /// it is the first one there. Does nothing where the block was discarded in the meantime.
+    pub(crate) fn commit(&mut self, map: &BlockMap, block: u32, slot: u32, rode: bool, written: Written) {
+        if rode {
+            let Some(allocation) = self.in_flight.get_mut(&block).filter(|a| a.slot == slot) else { return };
+            allocation.riders -= 1;
+            if !allocation.published {
+                allocation.published = true;
+                let (allocation, whole) = (allocation.allocation, written == Written::Whole);
+                self.pending.push(MapChange::Alloc { block, slot, allocation, whole });
+                map.set(block, if whole { Mapping::Whole(slot) } else { Mapping::Partial(slot) });
+            }
+            self.forget_if_done(block);
         }
-        self.forget_if_done(block);
+        if map.get(block) == Mapping::Partial(slot) {
+            let (first_sector, sectors) = match written {
+                Written::Whole => (0, (u64::from(self.place.block_bytes) / vhd::SECTOR) as u32),
+                Written::Sectors { first, count } => (first, count),
+            };
+            self.pending.push(MapChange::Bits { block, slot, first_sector, sectors });
+        }
     }
 
     /// A write that rode on an allocation failed: undoes the allocation if nobody else rides on it and nobody committed.
     pub(crate) fn abort(&mut self, map: &BlockMap, block: u32, slot: u32) {
         if defect::active(Defect::FailedWriteStaysMapped) {
-            self.commit(map, block, slot);
+            self.commit(map, block, slot, true, Written::Whole);
             self.free.insert(slot);
             return;
         }

@@ -3,18 +3,20 @@
 use super::headers::pair_bytes;
 use super::new_file::NewFile;
 use super::table::entries_crc;
-use crate::error::{Error, Result};
+use crate::error::{Error, FormatError, Result};
 use crate::ext::{
-    BAT_ROOM_BYTES, Fingerprint, HEADER_BACKUP_OFFSET, PAGE_BYTES, Placement, SUPERBLOCK_OFFSETS, SessionId,
-    State, Superblock, Tail,
+    BAT_ROOM_BYTES, Fingerprint, HEADER_BACKUP_OFFSET, LOCATORS_OFFSET, PAGE_BYTES, Placement,
+    SUPERBLOCK_OFFSETS, SessionId, State, Superblock, Tail,
 };
 use crate::vfs::{File, FileExt, Vfs};
-use crate::vhd::{self, DiskType, DynamicHeader, Footer, Timestamp, UniqueId};
+use crate::vhd::locator::{encode_relative, units_from_path};
+use crate::vhd::{self, DiskType, DynamicHeader, Footer, ParentLocator, PlatformCode, Timestamp, UniqueId};
 use std::io;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 /// What a new image is like.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct CreateParameters {
     /// Size of the disk in bytes, a multiple of 512.
     pub(crate) size: u64,
@@ -22,17 +24,76 @@ pub(crate) struct CreateParameters {
     pub(crate) block_bytes: u32,
     /// Length of the journal ring in bytes.
     pub(crate) ring_bytes: u64,
+    /// The parent, of a differencing image.
+    pub(crate) parent: Option<ParentLink>,
 }
 
-/// Creates an empty dynamic image at `path`, which must not exist.
+/// How a differencing image names its parent.
+#[derive(Debug, Clone)]
+pub(crate) struct ParentLink {
+    /// The parent's unique id.
+    pub(crate) unique_id: UniqueId,
+    /// When the parent's file was last changed.
+    pub(crate) modified: Timestamp,
+    /// Path of the parent from the folder of the child.
+    pub(crate) path: PathBuf,
+}
+
+/// Bytes kept for each parent locator: a page, which no path of this size outgrows.
+const LOCATOR_SPACE: u32 = PAGE_BYTES as u32;
+
+impl ParentLink {
+    /// Puts the link into a dynamic header. Returns the payloads of the locators and where they go, from `at` on.
+    pub(crate) fn describe(&self, header: &mut DynamicHeader, at: u64) -> Result<Vec<(u64, Vec<u8>)>> {
+        let path = self.path.as_os_str().as_bytes();
+        let refuse = |error: FormatError| Error::Invalid {
+            what: format!(
+                "the path \"{}\" cannot be written into a VHD as that of a parent: {error}",
+                self.path.display()
+            ),
+        };
+        header.parent_unique_id = self.unique_id;
+        header.parent_timestamp = self.modified;
+        let name = self.path.file_name().unwrap_or_default().as_bytes();
+        let units = units_from_path(name).ok_or_else(|| Error::Invalid {
+            what: format!(
+                "the name \"{}\" is not UTF-8: a VHD cannot name it as a parent",
+                self.path.display()
+            ),
+        })?;
+        header.set_parent_name(&units).map_err(refuse)?;
+        header.locators = [ParentLocator::default(); 8];
+        let mut payloads = Vec::new();
+        let platforms = [PlatformCode::MacX, PlatformCode::W2ku, PlatformCode::W2ru];
+        for (index, (platform, locator)) in platforms.into_iter().zip(&mut header.locators).enumerate() {
+            let payload = encode_relative(platform, path).map_err(refuse)?;
+            let offset = at + index as u64 * u64::from(LOCATOR_SPACE);
+            if payload.len() > LOCATOR_SPACE as usize {
+                let what = format!("the path \"{}\" of the parent is too long", self.path.display());
+                return Err(Error::Invalid { what });
+            }
+            *locator = ParentLocator::new(platform, offset, LOCATOR_SPACE, payload.len() as u32);
+            payloads.push((offset, payload));
+        }
+        Ok(payloads)
+    }
+}
+
+/// Creates an empty dynamic or differencing image at `path`, which must not exist.
 pub(crate) fn create(vfs: &dyn Vfs, path: &Path, parameters: &CreateParameters) -> Result<()> {
+    let new = NewFile::new(vfs, path)?;
+    write_new(vfs, new.temporary(), parameters)?;
+    new.publish(false)
+}
+
+/// Writes an empty image to a new file at `path`; durable on return, but for its name. Returns its unique id.
+pub(crate) fn write_new(vfs: &dyn Vfs, path: &Path, parameters: &CreateParameters) -> Result<UniqueId> {
     let entries = table_entries(parameters)?;
     let place = Placement::new(entries, parameters.block_bytes, parameters.ring_bytes);
     let random = vfs.random_id().map_err(|error| Error::io(path, "asking for a random id", error))?;
     let disk_id = UniqueId::from_bytes(random);
-    let new = NewFile::new(vfs, path)?;
-    write_image(vfs, new.temporary(), place, parameters.size, disk_id)?;
-    new.publish(false)
+    write_image(vfs, path, place, parameters, disk_id)?;
+    Ok(disk_id)
 }
 
 fn table_entries(parameters: &CreateParameters) -> Result<u32> {
@@ -61,14 +122,22 @@ fn write_image(
     vfs: &dyn Vfs,
     temporary: &Path,
     place: Placement,
-    size: u64,
+    parameters: &CreateParameters,
     disk_id: UniqueId,
 ) -> Result<()> {
     let file =
         vfs.create_new(temporary).map_err(|error| Error::io(temporary, "creating the image", error))?;
     let now = vfs.now();
-    let footer = Footer::new(DiskType::Dynamic, size, disk_id, Timestamp::from_unix_seconds(now.seconds));
-    let header = DynamicHeader::new(place.table_offset, place.table_entries, place.block_bytes);
+    let (disk_type, size) = match parameters.parent {
+        Some(_) => (DiskType::Differencing, parameters.size),
+        None => (DiskType::Dynamic, parameters.size),
+    };
+    let footer = Footer::new(disk_type, size, disk_id, Timestamp::from_unix_seconds(now.seconds));
+    let mut header = DynamicHeader::new(place.table_offset, place.table_entries, place.block_bytes);
+    let locators = match &parameters.parent {
+        Some(parent) => parent.describe(&mut header, LOCATORS_OFFSET)?,
+        None => Vec::new(),
+    };
     let pair = pair_bytes(&footer, &header);
     let file_bytes = place.slot_origin + Footer::SIZE as u64;
     let superblock = Superblock {
@@ -97,18 +166,19 @@ fn write_image(
     };
     let second = Superblock { sequence: 2, ..superblock };
     let table = vec![0xff; vhd::bat_bytes(place.table_entries).next_multiple_of(PAGE_BYTES) as usize];
-    let parts: [(&str, u64, &[u8]); 7] = [
-        ("footer copy and dynamic header", 0, &pair),
-        ("superblock", SUPERBLOCK_OFFSETS[0], &superblock.to_bytes()),
-        ("superblock", SUPERBLOCK_OFFSETS[1], &second.to_bytes()),
-        ("header backup", HEADER_BACKUP_OFFSET, &pair),
+    let mut parts: Vec<(&str, u64, Vec<u8>)> = vec![
+        ("footer copy and dynamic header", 0, pair.to_vec()),
+        ("superblock", SUPERBLOCK_OFFSETS[0], superblock.to_bytes().to_vec()),
+        ("superblock", SUPERBLOCK_OFFSETS[1], second.to_bytes().to_vec()),
+        ("header backup", HEADER_BACKUP_OFFSET, pair.to_vec()),
         // Written, not only reserved, so that a journal entry never has to allocate space or convert an extent.
-        ("journal ring", place.ring_offset, &vec![0; place.ring_bytes as usize]),
-        ("block table", place.table_offset, &table),
-        ("footer", place.slot_origin, &footer.to_bytes()),
+        ("journal ring", place.ring_offset, vec![0; place.ring_bytes as usize]),
+        ("block table", place.table_offset, table),
+        ("footer", place.slot_origin, footer.to_bytes().to_vec()),
     ];
+    parts.extend(locators.into_iter().map(|(offset, payload)| ("parent locator", offset, payload)));
     for (what, offset, bytes) in parts {
-        file.write_all_at(bytes, offset)
+        file.write_all_at(&bytes, offset)
             .map_err(|error| Error::io(temporary, format!("writing the {what} at offset {offset}"), error))?;
     }
     finish(&*file, now).map_err(|error| Error::io(temporary, "making the new image durable", error))

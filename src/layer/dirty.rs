@@ -5,6 +5,7 @@
 //! So each write announces the 4 KiB units it touches before it begins and after it ended, in counters that units share by
 //! a hash; a stranger's write on the same counter only makes a flush a full one.
 
+use super::units::{UNIT_BYTES, UNIT_SECTORS};
 use crate::journal::DirtyExtent;
 use crate::sync::{AtomicBool, AtomicU32, Mutex, Ordering};
 use crate::vhd::SECTOR;
@@ -16,8 +17,6 @@ const MAX_JOURNALED_BYTES: u64 = 128 * 1024;
 const MAX_EXTENTS: usize = 256;
 /// A write of more units than this announces itself to all units.
 const MAX_UNITS: u64 = 32;
-const UNIT_BYTES: u64 = 4096;
-const UNIT_SECTORS: u32 = (UNIT_BYTES / SECTOR) as u32;
 const STRIPES: usize = 1024;
 
 /// The data committed since the last cut.

@@ -258,15 +258,6 @@ impl Headers {
 impl Decision {
     /// Where things lie, from the header and the superblock; checks that no area covers another and all lie in the file.
     pub(crate) fn placement(&self, path: &Path, file_bytes: u64) -> Result<Placement> {
-        if self.footer.disk_type == DiskType::Differencing {
-            let what = format!(
-                "its parent \"{}\" (id {}) is not available: differencing disks are not supported yet; merge it into its \
-                 parent, or convert the two to one disk, with the program that made it",
-                file_name(&self.header),
-                self.header.parent_unique_id
-            );
-            return Err(Error::Unsupported { path: path.to_path_buf(), what });
-        }
         let header = &self.header;
         let table_end = table_end(header);
         if table_end > file_bytes {
@@ -347,12 +338,6 @@ fn table_end(header: &DynamicHeader) -> u64 {
 
 fn holds_fixed(footer: &Footer, file_bytes: u64) -> bool {
     footer.current_size.checked_add(FOOTER_BYTES as u64) == Some(file_bytes)
-}
-
-/// The name of the parent's file, without the folders of the machine that it was made on.
-fn file_name(header: &DynamicHeader) -> String {
-    let name = String::from_utf16_lossy(header.parent_name_units());
-    name.rsplit(['\\', '/']).next().unwrap_or_default().escape_debug().to_string()
 }
 
 fn type_without_header(footer: &Footer) -> FormatError {

@@ -2,9 +2,11 @@
 
 use super::Layer;
 use super::fixed::{Fixed, fixed_footer};
+use super::open::Opening;
 use crate::error::{Error, Result};
 use crate::sync::Arc;
 use crate::vfs::{Access, File, LockMode, Vfs};
+use crate::vhd::{DiskType, DynamicHeader, Footer};
 use std::io;
 use std::path::Path;
 
@@ -17,14 +19,25 @@ pub(crate) enum Image {
     Dynamic(Box<Layer>),
 }
 
-/// Opens the image at `path`.
-pub(crate) fn open(vfs: Arc<dyn Vfs>, path: &Path, access: Access) -> Result<Image> {
+/// Opens the image at `path`. Of a differencing image `find_parents` is called before anything in the file is changed.
+pub(crate) fn open<P>(
+    vfs: Arc<dyn Vfs>,
+    path: &Path,
+    access: Access,
+    find_parents: impl FnOnce(&dyn File, &Footer, &DynamicHeader) -> Result<P>,
+) -> Result<(Image, Option<P>)> {
     let file = vfs.open(path, access).map_err(|error| Error::io(path, "opening the image", error))?;
     lock(&*file, path, access)?;
     if let Some(footer) = fixed_footer(&*file, path)? {
-        return Fixed::open(file, path, footer, access).map(|fixed| Image::Fixed(Box::new(fixed)));
+        return Fixed::open(file, path, footer, access).map(|fixed| (Image::Fixed(Box::new(fixed)), None));
     }
-    super::open::open(vfs, file, path, access).map(|layer| Image::Dynamic(Box::new(layer)))
+    let opening = Opening::new(vfs, file, path)?;
+    let (footer, header) = opening.headers();
+    let parents = match footer.disk_type {
+        DiskType::Differencing => Some(find_parents(opening.file(), footer, header)?),
+        _ => None,
+    };
+    opening.open(access).map(|layer| (Image::Dynamic(Box::new(layer)), parents))
 }
 
 /// Takes the lock that `access` needs.

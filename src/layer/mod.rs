@@ -4,6 +4,7 @@
 //! lock at all; they pin a slot of the block map.
 
 mod allocator;
+mod below;
 mod close;
 mod create;
 mod dirty;
@@ -19,9 +20,11 @@ mod recover;
 mod relocate;
 mod session;
 mod table;
+mod units;
 mod write;
 
-pub(crate) use create::{CreateParameters, create};
+pub(crate) use below::{Below, Nothing};
+pub(crate) use create::{CreateParameters, ParentLink, create};
 pub(crate) use fixed::{Fixed, FixedEnd, create_fixed, fixed_footer};
 pub(crate) use headers::{Condition, Headers};
 pub(crate) use image::{Image, lock, open};
@@ -37,7 +40,20 @@ use crate::vhd::{self, DynamicHeader, Footer, bitmap};
 use map::BlockMap;
 use overlay::Overlay;
 use session::Session;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use units::{PresentUnits, Units};
+
+/// Where a part of a block is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Located {
+    /// Not here: what is below shows.
+    Absent,
+    /// In the file from this byte on, but its bits say that it was never written: it reads as zeros.
+    Hidden(u64),
+    /// In the file from this byte on.
+    File(u64),
+}
 
 /// An open image file.
 #[derive(Debug)]
@@ -49,6 +65,8 @@ pub(crate) struct Layer {
     header: DynamicHeader,
     place: Placement,
     map: BlockMap,
+    /// The partial blocks, in a differencing layer.
+    units: Option<Units>,
     /// Every block on our grid must have a block header: no other program has allocated any.
     described: bool,
     /// Guest data that a journal holds and a read-only open must not write.
@@ -100,18 +118,38 @@ impl Layer {
         Error::io(&self.path, format!("{operation} {length} bytes at file offset {offset}"), error)
     }
 
-    /// Reads within one block: `offset` counts bytes from the block's start.
-    pub(crate) fn read_block(&self, block: u32, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let (mapping, _pin) = self.map.get_pinned(block);
-        self.check_open()?;
-        match self.verify(block, mapping)? {
-            Mapping::Absent | Mapping::Unverified(_) => {
-                buf.fill(0);
-                Ok(())
+    /// Reads within one block: `offset` counts bytes from the block's start. What is not here is read from `below`.
+    pub(crate) fn read_block(
+        &self,
+        block: u32,
+        offset: u64,
+        buf: &mut [u8],
+        below: &dyn Below,
+    ) -> Result<()> {
+        loop {
+            let (mapping, _pin) = self.map.get_pinned(block);
+            self.check_open()?;
+            match self.verify(block, mapping)? {
+                Mapping::Absent | Mapping::Unverified(_) => {
+                    return below.read(self.guest_offset(block) + offset, buf);
+                }
+                Mapping::Whole(slot) => return self.read_slot(slot, offset, buf),
+                Mapping::Partial(slot) => match &self.units {
+                    None => return self.read_sectors(block, slot, offset, buf, below),
+                    Some(units) => {
+                        // Without: the block is whole by now, or somewhere else.
+                        if let Some(present) = units.get(slot) {
+                            return self.read_units(block, slot, &present, offset, buf, below);
+                        }
+                    }
+                },
             }
-            Mapping::Whole(slot) => self.read_slot(slot, offset, buf),
-            Mapping::Partial(slot) => self.read_partial(slot, offset, buf),
         }
+    }
+
+    /// The guest byte at which a block starts.
+    pub(crate) fn guest_offset(&self, block: u32) -> u64 {
+        u64::from(block) * u64::from(self.place.block_bytes)
     }
 
     fn read_slot(&self, slot: u32, offset: u64, buf: &mut [u8]) -> Result<()> {
@@ -124,18 +162,53 @@ impl Layer {
         Ok(())
     }
 
-    /// Reads a block of a dynamic disk whose bitmap is not full: sectors under 0 bits read as zeros.
-    fn read_partial(&self, slot: u32, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let bits = self.read_bitmap(slot)?;
-        self.read_slot(slot, offset, buf)?;
-        let end = offset + buf.len() as u64;
-        let (first, last) = ((offset / vhd::SECTOR) as u32, end.div_ceil(vhd::SECTOR) as u32);
-        for sector in (first..last).filter(|&sector| !bitmap::get(&bits, sector)) {
-            let from = (u64::from(sector) * vhd::SECTOR).max(offset) - offset;
-            let to = ((u64::from(sector) + 1) * vhd::SECTOR).min(end) - offset;
-            if let Some(hidden) = buf.get_mut(from as usize..to as usize) {
-                hidden.fill(0);
+    /// Reads a partial block of a differencing layer.
+    fn read_units(
+        &self,
+        block: u32,
+        slot: u32,
+        present: &PresentUnits,
+        offset: u64,
+        buf: &mut [u8],
+        below: &dyn Below,
+    ) -> Result<()> {
+        let mut rest = buf;
+        for (run, is_present) in present.runs(offset..offset + rest.len() as u64) {
+            let (now, later) = std::mem::take(&mut rest).split_at_mut((run.end - run.start) as usize);
+            if is_present {
+                self.read_slot(slot, run.start, now)?;
+            } else if present.is_mixed() {
+                self.read_sectors(block, slot, run.start, now, below)?;
+            } else {
+                below.read(self.guest_offset(block) + run.start, now)?;
             }
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Reads a partial block by its bitmap: sectors under 0 bits come from below.
+    fn read_sectors(
+        &self,
+        block: u32,
+        slot: u32,
+        offset: u64,
+        buf: &mut [u8],
+        below: &dyn Below,
+    ) -> Result<()> {
+        let bits = self.read_bitmap(slot)?;
+        let end = offset + buf.len() as u64;
+        let sectors = (offset / vhd::SECTOR) as u32..end.div_ceil(vhd::SECTOR) as u32;
+        let mut rest = buf;
+        for run in bitmap::runs(&bits, sectors) {
+            let from = (u64::from(run.sectors.start) * vhd::SECTOR).max(offset);
+            let to = (u64::from(run.sectors.end) * vhd::SECTOR).min(end);
+            let (now, later) = std::mem::take(&mut rest).split_at_mut((to - from) as usize);
+            match run.set {
+                true => self.read_slot(slot, from, now)?,
+                false => below.read(self.guest_offset(block) + from, now)?,
+            }
+            rest = later;
         }
         Ok(())
     }
@@ -156,8 +229,14 @@ impl Layer {
         }
         let bits = self.read_bitmap(slot)?;
         let sectors = u32::try_from(u64::from(self.place.block_bytes) / vhd::SECTOR).unwrap_or(u32::MAX);
-        let found =
-            if bitmap::all_set(&bits, 0..sectors) { Mapping::Whole(slot) } else { Mapping::Partial(slot) };
+        let found = if bitmap::all_set(&bits, 0..sectors) {
+            Mapping::Whole(slot)
+        } else {
+            if let Some(units) = &self.units {
+                units.found(slot, PresentUnits::from_bitmap(&bits, self.place.block_bytes));
+            }
+            Mapping::Partial(slot)
+        };
         self.map.verified(block, found);
         Ok(found)
     }
@@ -178,6 +257,59 @@ impl Layer {
             what: format!("the header of block {block} in the page at offset {offset} {found}"),
             hint: "run `cowvhd check` to see what is affected",
         })
+    }
+
+    /// Calls `visit` with the parts that make up bytes `range` of `block`, in order, and where each is.
+    pub(crate) fn locate(
+        &self,
+        block: u32,
+        range: Range<u64>,
+        visit: &mut dyn FnMut(Range<u64>, Located),
+    ) -> Result<()> {
+        loop {
+            let (mapping, _pin) = self.map.get_pinned(block);
+            match self.verify(block, mapping)? {
+                Mapping::Absent | Mapping::Unverified(_) => visit(range, Located::Absent),
+                Mapping::Whole(slot) => {
+                    let at = self.place.data_offset(slot) + range.start;
+                    visit(range, Located::File(at));
+                }
+                Mapping::Partial(slot) => {
+                    let data = self.place.data_offset(slot);
+                    let present = match &self.units {
+                        None => None,
+                        Some(units) => match units.get(slot) {
+                            Some(present) => Some(present),
+                            None => continue,
+                        },
+                    };
+                    if let Some(present) = present.filter(|present| !present.is_mixed()) {
+                        for (run, is_present) in present.runs(range) {
+                            let at = data + run.start;
+                            visit(run, if is_present { Located::File(at) } else { Located::Absent });
+                        }
+                        return Ok(());
+                    }
+                    let mut bits = self.read_bitmap(slot)?;
+                    if let Some(present) = self.units.as_ref().and_then(|units| units.get(slot)) {
+                        // What was brought since may not be in place yet.
+                        present.add_to(&mut bits);
+                    }
+                    let sectors = (range.start / vhd::SECTOR) as u32..range.end.div_ceil(vhd::SECTOR) as u32;
+                    for run in bitmap::runs(&bits, sectors) {
+                        let from = (u64::from(run.sectors.start) * vhd::SECTOR).max(range.start);
+                        let to = (u64::from(run.sectors.end) * vhd::SECTOR).min(range.end);
+                        let located = match (run.set, self.units.is_some()) {
+                            (true, _) => Located::File(data + from),
+                            (false, true) => Located::Absent,
+                            (false, false) => Located::Hidden(data + from),
+                        };
+                        visit(from..to, located);
+                    }
+                }
+            }
+            return Ok(());
+        }
     }
 
     /// Where `block` is, looking at its block page if that was not done yet.

@@ -12,13 +12,14 @@ use super::overlay::Overlay;
 use super::recover;
 use super::session::{Session, Superblocks};
 use super::table::{self, Survey};
+use super::units::Units;
 use crate::defect::{self, Defect};
 use crate::error::{Error, Result};
 use crate::ext::{HEADER_BACKUP_OFFSET, Placement, SessionId, feature};
-use crate::journal::{Journal, ReplayedPage, Ring, punch_slot, write_zeros};
+use crate::journal::{BlockPage, Journal, Ring, punch_slot, write_zeros};
 use crate::sync::Arc;
 use crate::vfs::{Access, File, Vfs};
-use crate::vhd::{self, DynamicHeader, HeaderCookie};
+use crate::vhd::{self, DynamicHeader, Footer, HeaderCookie};
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -47,15 +48,6 @@ pub(crate) enum Foreign {
     TimeChanged,
     /// Its structure differs: blocks were added, or headers rewritten.
     StructureChanged,
-}
-
-/// Opens a locked file that is no fixed disk.
-pub(super) fn open(vfs: Arc<dyn Vfs>, file: Arc<dyn File>, path: &Path, access: Access) -> Result<Layer> {
-    let opening = Opening::new(vfs, file, path)?;
-    match access {
-        Access::ReadOnly => opening.read_only(),
-        Access::ReadWrite => opening.read_write(),
-    }
 }
 
 /// What another program did to a file that is not open here; `Untouched` where nothing tells.
@@ -101,6 +93,24 @@ impl Opening {
         let place = decision.placement(path, headers.file_bytes)?;
         let (path, sync_failed) = (path.to_path_buf(), Cell::new(false));
         Ok(Opening { vfs, file, path, headers, decision, place, sync_failed })
+    }
+
+    /// The headers that count.
+    pub(super) fn headers(&self) -> (&Footer, &DynamicHeader) {
+        (&self.decision.footer, &self.decision.header)
+    }
+
+    /// The file.
+    pub(super) fn file(&self) -> &dyn File {
+        &*self.file
+    }
+
+    /// Brings the image to a session or to a read-only view.
+    pub(super) fn open(self, access: Access) -> Result<Layer> {
+        match access {
+            Access::ReadOnly => self.read_only(),
+            Access::ReadWrite => self.read_write(),
+        }
     }
 
     pub(super) fn io<'a>(&'a self, operation: &'a str) -> impl FnOnce(std::io::Error) -> Error + 'a {
@@ -181,7 +191,7 @@ impl Opening {
         Survey::new(&self.path, &self.place, &entries, None)?;
         let map = BlockMap::new(entries.iter().copied());
         for (offset, page) in replay.block_pages() {
-            if let ReplayedPage::Fresh { header, bitmap_set: true } = page
+            if let BlockPage::Fresh { header, bitmap_set: true } = page
                 && let Some(slot) = entries.get(header.block as usize).copied()
                 && self.place.block_page_offset(slot) == offset
             {
@@ -347,6 +357,7 @@ impl Opening {
         let report = self.report(foreign);
         let described = self.decision.superblock.is_some_and(|(superblock, _)| !superblock.foreign_blocks)
             && foreign != Foreign::StructureChanged;
+        let units = (self.decision.footer.disk_type == vhd::DiskType::Differencing).then(Units::default);
         Layer {
             path: self.path,
             vfs: self.vfs,
@@ -355,6 +366,7 @@ impl Opening {
             header: self.decision.header,
             place: self.place,
             map,
+            units,
             described,
             overlay,
             session,

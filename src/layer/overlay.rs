@@ -1,7 +1,7 @@
 //! Guest data and block pages that a journal holds and that are not yet in place, for disks opened read-only while dirty.
 
 use crate::ext::Placement;
-use crate::journal::{Replay, ReplayedPage};
+use crate::journal::{BlockPage, Replay};
 use crate::vhd::SECTOR;
 use std::collections::HashMap;
 
@@ -19,7 +19,7 @@ impl Overlay {
     pub(crate) fn new(place: &Placement, replay: &Replay<'_>) -> Self {
         let mut overlay = Overlay::default();
         for (offset, page) in replay.block_pages() {
-            if !matches!(page, ReplayedPage::Fresh { bitmap_set: true, .. }) {
+            if !matches!(page, BlockPage::Fresh { bitmap_set: true, .. }) {
                 let bytes = page.bytes(place);
                 overlay.insert(offset, bytes.len() as u64, Some(bytes.as_slice()));
             }

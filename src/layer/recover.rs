@@ -13,7 +13,7 @@ use super::table::{self, Survey};
 use crate::defect::{self, Defect};
 use crate::error::{Error, FormatError, Result};
 use crate::ext::{PAGE_BYTES, Record, Superblock};
-use crate::journal::{Replay, ReplayError, ReplayedPage, Ring, Scan, write_zeros};
+use crate::journal::{BlockPage, Replay, ReplayError, Ring, Scan, write_zeros};
 use crate::vfs::FileExt;
 use crate::vhd::{DynamicHeader, HeaderCookie};
 use std::collections::BTreeSet;
@@ -114,7 +114,7 @@ fn make_images(opening: &Opening, scan: &Scan, replay: &Replay<'_>) -> Result<()
     let Some((superblock, _)) = opening.decision.superblock else { return Ok(()) };
     let pages: Vec<(u64, Box<[u8; PAGE_BYTES as usize]>)> = replay
         .block_pages()
-        .filter(|(_, page)| matches!(page, ReplayedPage::Bytes { determined: false, .. }))
+        .filter(|(_, page)| matches!(page, BlockPage::Bytes { determined: false, .. }))
         .map(|(offset, page)| (offset, page.bytes(&opening.place)))
         .collect();
     let table_images = replay

@@ -9,11 +9,15 @@
 //! write to it: so no write is ever under way in a block that moves, and we never change a bitmap.
 
 use super::Layer;
+use super::below::Nothing;
 use super::map::Mapping;
 use super::session::Session;
+use super::units::PresentUnits;
 use crate::error::{Error, Result};
 use crate::sync::Ordering;
 use crate::vfs::FileExt;
+use crate::vhd::{self, bitmap};
+use std::ops::Range;
 
 const COPY_BYTES: u64 = 256 * 1024;
 
@@ -59,11 +63,15 @@ impl Layer {
         };
         let copied = self.copy_block(block, slot);
         let mut allocator = session.allocator.lock();
-        match copied {
+        match &copied {
             // A discard that came in between has the last word.
-            Ok(()) if self.map.get(block).slot() != old => allocator.give_up(slot),
-            Ok(()) => {
-                allocator.move_block(&self.map, block, slot);
+            Ok(_) if self.map.get(block).slot() != old => allocator.give_up(slot),
+            Ok(bits) => {
+                if let (Some(units), Some(bits)) = (&self.units, bits) {
+                    units.insert(slot, PresentUnits::from_bitmap(bits, self.place.block_bytes));
+                }
+                let runs = bits.as_ref().map(|bits| self.set_runs(bits));
+                allocator.move_block(&self.map, block, slot, runs.as_deref());
                 // The copy is no guest write that a small flush could journal: the flush that publishes it must sync.
                 session.dirty.overflow();
             }
@@ -71,21 +79,33 @@ impl Layer {
         }
         drop(allocator);
         session.commits.fetch_add(1, Ordering::SeqCst);
-        copied
+        copied.map(drop)
     }
 
-    /// Copies what a guest sees of a block into a slot that reads as zeros.
-    fn copy_block(&self, block: u32, slot: u32) -> Result<()> {
+    /// The runs of sectors whose bits are set.
+    fn set_runs(&self, bits: &[u8]) -> Vec<Range<u32>> {
+        let sectors = (u64::from(self.place.block_bytes) / vhd::SECTOR) as u32;
+        bitmap::runs(bits, 0..sectors).filter(|run| run.set).map(|run| run.sectors).collect()
+    }
+
+    /// Copies a block into a slot that reads as zeros: of a root disk all that a guest sees; of a partial block of a
+    /// differencing layer what is present, and its bitmap is returned.
+    fn copy_block(&self, block: u32, slot: u32) -> Result<Option<Vec<u8>>> {
         let length = u64::from(self.place.block_bytes);
+        let bits = match self.mapping(block)? {
+            Mapping::Partial(old) if self.units.is_some() => Some(self.bitmap(old)?),
+            _ => None,
+        };
         let mut buf = vec![0; COPY_BYTES.min(length) as usize];
         for offset in (0..length).step_by(buf.len()) {
-            self.read_block(block, offset, &mut buf)?;
+            // Under 0 bits nobody looks: zeros do.
+            self.read_block(block, offset, &mut buf, &Nothing)?;
             let at = self.place.data_offset(slot) + offset;
             if buf.iter().any(|&byte| byte != 0) {
                 let written = self.file.write_all_at(&buf, at);
                 written.map_err(|error| self.io_error("writing", at, buf.len(), error))?;
             }
         }
-        Ok(())
+        Ok(bits)
     }
 }

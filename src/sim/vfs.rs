@@ -288,6 +288,10 @@ impl Vfs for SimVfs {
         Ok(Arc::new(SimFile { vfs: self.clone(), id, lock: Mutex::new(None) }))
     }
 
+    fn open_beneath(&self, folder: &Path, path: &Path) -> io::Result<Arc<dyn File>> {
+        self.open(&folder.join(path), Access::ReadOnly)
+    }
+
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         let id = self.state.lock().create(path)?;
         Ok(Arc::new(SimFile { vfs: self.clone(), id, lock: Mutex::new(None) }))

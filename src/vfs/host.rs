@@ -2,7 +2,7 @@
 
 use super::{Access, File, FileTime, LockMode, Vfs, holder, lock};
 use rustix::fs::{
-    Advice, FallocateFlags, FileType, Mode, OFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT,
+    Advice, FallocateFlags, FileType, Mode, OFlags, ResolveFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT,
 };
 use rustix::io::ReadWriteFlags;
 use std::io::{self, IoSlice};
@@ -28,12 +28,21 @@ impl Vfs for HostVfs {
             mode | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY,
             Mode::empty(),
         )?;
-        match FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) {
-            FileType::RegularFile => Ok(Arc::new(HostFile { fd })),
-            other => Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("it is a {other:?}, expected a regular file"),
-            )),
+        regular(fd)
+    }
+
+    fn open_beneath(&self, folder: &Path, path: &Path) -> io::Result<Arc<dyn File>> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = rustix::fs::open(folder, flags, Mode::empty())?;
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        match rustix::fs::openat2(&folder, path, flags, Mode::empty(), resolve) {
+            Ok(fd) => regular(fd),
+            Err(rustix::io::Errno::XDEV) => {
+                let what = "a link on its path leads out of the allowed folder";
+                Err(io::Error::new(io::ErrorKind::PermissionDenied, what))
+            }
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -74,6 +83,17 @@ impl Vfs for HostVfs {
     fn now(&self) -> FileTime {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
         FileTime { seconds: now.tv_sec, nanoseconds: u32::try_from(now.tv_nsec).unwrap_or(0) }
+    }
+}
+
+/// Takes a descriptor that must be a regular file.
+fn regular(fd: OwnedFd) -> io::Result<Arc<dyn File>> {
+    match FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) {
+        FileType::RegularFile => Ok(Arc::new(HostFile { fd })),
+        other => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("it is a {other:?}, expected a regular file"),
+        )),
     }
 }
 

@@ -40,6 +40,9 @@ pub trait Vfs: Send + Sync + fmt::Debug {
     /// Opens an existing regular file or block device. Anything else (a FIFO, a directory) is an error, without blocking.
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn File>>;
 
+    /// Opens a file for reading by a path that starts in `folder` and does not leave it, not by way of links either.
+    fn open_beneath(&self, folder: &Path, path: &Path) -> io::Result<Arc<dyn File>>;
+
     /// Creates an empty file for reading and writing; fails with `AlreadyExists` where the name is taken.
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn File>>;
 

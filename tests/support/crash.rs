@@ -4,7 +4,7 @@
 //! guest reads what it does not own (O7); after a clean close a strict, independent VHD reader agrees (O3); recovery cut by
 //! another crash, and again, ends in an allowed state as well (F5).
 
-use crate::strict_vhd::{Guest, StrictVhd};
+use crate::strict_vhd::{Guest, Kind, StrictVhd};
 use cowvhd::sim::{CrashPoint, CrashState, Fault, FaultPlan, History, Rng, SimVfs, Underway};
 use cowvhd::vfs::{Access, File, Vfs};
 use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions, ZeroMode};
@@ -14,6 +14,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 pub const PATH: &str = "/disk.vhd";
+pub const PARENT_PATH: &str = "/parent.vhd";
 const SECTOR: u64 = 512;
 
 /// What a workload works on.
@@ -26,6 +27,8 @@ pub struct Shape {
     pub hot_blocks: &'static [std::ops::Range<u64>],
     /// A fixed disk: the sizes of blocks and ring only shape the requests.
     pub fixed: bool,
+    /// A differencing disk, over a parent that holds data here and there.
+    pub child: bool,
 }
 
 /// A few blocks of four pages and the smallest ring: checkpoints and reuse come often.
@@ -35,11 +38,15 @@ pub const SMALL: Shape = Shape {
     size: 8 * (16 << 10) - 1024,
     hot_blocks: &[0..4, 4..8],
     fixed: false,
+    child: false,
 };
 /// The same requests on a fixed disk. Its size is whole physical sectors: where the footer shares one with the guest, a drive
 /// that leaves garbage in it takes the footer, too.
 #[allow(dead_code, reason = "the power test has none: the defects are those of the journal")]
 pub const FIXED: Shape = Shape { fixed: true, size: 8 * (16 << 10) - 4096, ..SMALL };
+/// The small disk with a parent, part of whose data shows through.
+#[allow(dead_code, reason = "not every test has one")]
+pub const CHILD: Shape = Shape { child: true, ..SMALL };
 /// Blocks spread over many pages of the block table, more than may wait for an image.
 pub const WIDE: Shape = Shape {
     block_bytes: 4 << 10,
@@ -60,6 +67,7 @@ pub const WIDE: Shape = Shape {
         11263..11265,
     ],
     fixed: false,
+    child: false,
 };
 
 const EIO: i32 = 5;
@@ -91,6 +99,8 @@ struct Shared {
     history: Mutex<History>,
     /// The block of the request under way on the main thread of requests, if it is a write.
     writing: Mutex<Option<u64>>,
+    /// The sectors of that request. On the same thread nobody may wait for the 4 KiB units that it brings.
+    busy: Mutex<std::ops::Range<u64>>,
     faults: bool,
 }
 
@@ -139,11 +149,22 @@ impl Shared {
     }
 
     fn request(&self, first: u64, count: u64, value: u64, call: impl FnOnce(&Disk) -> cowvhd::Result<()>) {
+        let range = first..first + count;
+        let outer = {
+            let mut busy = self.busy.lock().unwrap();
+            let unit = |range: &std::ops::Range<u64>| range.start / 8..range.end.div_ceil(8);
+            let (outer, inner) = (unit(&busy), unit(&range));
+            if self.shape.child && outer.start < inner.end && inner.start < outer.end {
+                return;
+            }
+            std::mem::replace(&mut *busy, range)
+        };
         self.history.lock().unwrap().submit(self.vfs.tick(), first, count, value);
         match call(&self.disk()) {
             Ok(()) => self.history.lock().unwrap().complete(self.vfs.tick(), first, count, value),
             Err(error) => assert!(self.faults, "a request failed without reason: {error}"),
         }
+        *self.busy.lock().unwrap() = outer;
     }
 
     /// Whether a failed sync has stopped the disk. Asks with a request that changes nothing.
@@ -178,14 +199,26 @@ impl Workload {
             .test_geometry(shape.block_bytes, shape.ring_bytes)
             .vfs(Arc::new(vfs.clone()));
         let options = if shape.fixed { options.fixed() } else { options };
-        options.create(Path::new(PATH)).unwrap();
+        let mut history = History::default();
+        if shape.child {
+            options.create(Path::new(PARENT_PATH)).unwrap();
+            write_parent(&vfs, shape, &mut history, &mut Rng::new(seed));
+            CreateOptions::child_of(Path::new(PARENT_PATH))
+                .test_geometry(shape.block_bytes, shape.ring_bytes)
+                .vfs(Arc::new(vfs.clone()))
+                .create(Path::new(PATH))
+                .unwrap();
+        } else {
+            options.create(Path::new(PATH)).unwrap();
+        }
         vfs.record(true);
         let shared = Shared {
             vfs: vfs.clone(),
             shape,
             disk: Mutex::default(),
-            history: Mutex::default(),
+            history: Mutex::new(history),
             writing: Mutex::default(),
+            busy: Mutex::default(),
             faults,
         };
         let workload = Workload {
@@ -317,6 +350,23 @@ impl Workload {
         self.segments.push(Segment { history, points });
         self.segments
     }
+}
+
+/// Fills parts of about half of the hot blocks of the parent, and closes it.
+fn write_parent(vfs: &SimVfs, shape: Shape, history: &mut History, rng: &mut Rng) {
+    let disk = OpenOptions::new().vfs(Arc::new(vfs.clone())).open(Path::new(PARENT_PATH)).unwrap();
+    let in_block = u64::from(shape.block_bytes) / SECTOR;
+    for block in shape.hot_blocks.iter().cloned().flatten().filter(|_| !rng.one_in(2)).collect::<Vec<_>>() {
+        for _ in 0..2 {
+            let first = (block * in_block + rng.below(in_block)).min(shape.size / SECTOR - 1);
+            let count = (1 + rng.below(in_block)).min(shape.size / SECTOR - first);
+            let mut buf = vec![0; (count * SECTOR) as usize];
+            History::fill(history.new_value(), &mut buf);
+            disk.write_at(&buf, first * SECTOR).unwrap();
+            history.continue_from(first, &buf);
+        }
+    }
+    disk.close().unwrap();
 }
 
 /// Reads the blocks that requests go to: (first sector, content).
@@ -455,8 +505,15 @@ fn looks_clean(vfs: &SimVfs) -> bool {
 }
 
 fn strict_reader(vfs: &SimVfs) -> Result<StrictVhd<'static>, String> {
-    let file = vfs.open(Path::new(PATH), Access::ReadOnly).map_err(|error| error.to_string())?;
-    StrictVhd::open(SimReader { file, at: 0 })
+    let open = |path| {
+        let file = vfs.open(Path::new(path), Access::ReadOnly).map_err(|error| error.to_string())?;
+        StrictVhd::open(SimReader { file, at: 0 })
+    };
+    let disk = open(PATH)?;
+    match disk.kind() {
+        Kind::Differencing => disk.with_parent(open(PARENT_PATH)?),
+        _ => Ok(disk),
+    }
 }
 
 fn agree_with_strict_reader(vfs: &SimVfs, parts: &[(u64, Vec<u8>)]) -> Result<(), String> {

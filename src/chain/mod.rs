@@ -1,0 +1,26 @@
+//! Layers as one disk: the parents of a differencing layer, found and read.
+//!
+//! ```text
+//! leaf (layer::Layer, the only one that is written to)
+//!   │ what it does not hold
+//!   ▼
+//! Parents ── flat map ──▶ the one parent that holds a block, or its runs ──▶ pread
+//!                └ first touch ──▶ every parent asked from the top down
+//! ```
+//!
+//! Parents never change while a chain is open, so what the flat map says stays true, and a read costs the same whatever the
+//! depth. The leaf is looked at first and is not part of the map.
+
+mod flat;
+mod locate;
+mod open;
+mod parent;
+mod parents;
+mod source;
+
+pub(crate) use locate::ParentPolicy;
+pub(crate) use open::{open_parents, parent_shape};
+pub(crate) use parents::Parents;
+
+/// More layers than this are refused, when a child is made as well as when a chain is opened.
+pub(crate) const MAX_DEPTH: usize = 4096;

@@ -1,0 +1,111 @@
+//! Opening the parents of an image, from the one it names down to the root.
+
+use super::locate::{ParentPolicy, folder, relative_path};
+use super::parent::ParentImage;
+use super::source::Source;
+use super::{MAX_DEPTH, Parents};
+use crate::error::{Error, Result};
+use crate::layer::ParentLink;
+use crate::sync::Arc;
+use crate::vfs::{Access, File, Vfs};
+use crate::vhd::{DynamicHeader, Footer, Timestamp, UniqueId};
+use std::collections::HashSet;
+use std::path::Path;
+
+/// Opens the parents of the differencing image at `path`, which is open as `file`. Fails where one is missing, is not the disk
+/// that its child names, was not closed, or where the chain is a loop or too deep.
+pub(crate) fn open_parents(
+    vfs: &dyn Vfs,
+    path: &Path,
+    file: &dyn File,
+    (footer, header): (&Footer, &DynamicHeader),
+    policy: &ParentPolicy,
+) -> Result<Parents> {
+    let images = open_images(vfs, path, file, (footer, header), policy)?;
+    let sources = images.into_iter().rev().map(|image| Arc::new(image) as Arc<dyn Source>).collect();
+    Ok(Parents::new(sources, header.block_size, footer.current_size))
+}
+
+/// The same as images, from the top down.
+pub(crate) fn open_images(
+    vfs: &dyn Vfs,
+    path: &Path,
+    file: &dyn File,
+    (footer, header): (&Footer, &DynamicHeader),
+    policy: &ParentPolicy,
+) -> Result<Vec<ParentImage>> {
+    let leaf_folder = folder(path);
+    let mut seen: HashSet<UniqueId> = HashSet::from([footer.unique_id]);
+    let mut images: Vec<ParentImage> = Vec::new();
+    loop {
+        let parent = match images.last() {
+            None => policy.open_parent(vfs, leaf_folder, path, file, header, true)?,
+            Some(child) => match child.differencing_header() {
+                None => return Ok(images),
+                Some(header) => {
+                    policy.open_parent(vfs, leaf_folder, child.path(), child.file(), header, false)?
+                }
+            },
+        };
+        let broken = |what: String| Error::Damaged {
+            path: path.to_path_buf(),
+            what,
+            hint: "run `cowvhd check --chain` to see what is affected",
+        };
+        if !seen.insert(parent.unique_id()) {
+            let what =
+                format!("its chain of parents is a loop: it comes back to {}", parent.path().display());
+            return Err(broken(what));
+        }
+        if images.len() + 1 >= MAX_DEPTH {
+            return Err(broken(format!("its chain has more than {MAX_DEPTH} layers")));
+        }
+        images.push(parent);
+    }
+}
+
+/// What a child takes over from its parent.
+#[derive(Debug)]
+pub(crate) struct ParentShape {
+    /// Size of the disk in bytes.
+    pub(crate) size: u64,
+    /// Data bytes of a block; a fixed disk has none.
+    pub(crate) block_bytes: Option<u32>,
+    /// How the child names it.
+    pub(crate) link: ParentLink,
+}
+
+/// Looks at the image that is to be the parent of a new one at `child`: all of its own parents must be there.
+pub(crate) fn parent_shape(
+    vfs: &dyn Vfs,
+    child: &Path,
+    parent: &Path,
+    policy: &ParentPolicy,
+) -> Result<ParentShape> {
+    let file = vfs
+        .open(parent, Access::ReadOnly)
+        .map_err(|error| Error::io(parent, "opening the parent of the new image", error))?;
+    let image = ParentImage::open(Arc::clone(&file), parent)?;
+    if let Some(header) = image.differencing_header() {
+        let policy = ParentPolicy { explicit: None, ..policy.clone() };
+        let above = open_images(vfs, parent, &*file, (image.footer(), header), &policy)?;
+        if above.len() + 2 > MAX_DEPTH {
+            let what = format!("{}: its chain has {MAX_DEPTH} layers already", parent.display());
+            return Err(Error::Invalid { what });
+        }
+    }
+    let modified =
+        file.modified().map_err(|error| Error::io(parent, "asking for the modification time", error))?;
+    let path = relative_path(folder(child), parent).ok_or_else(|| Error::Invalid {
+        what: format!("{}: an image cannot be its own parent", child.display()),
+    })?;
+    Ok(ParentShape {
+        size: image.footer().current_size,
+        block_bytes: image.block_bytes(),
+        link: ParentLink {
+            unique_id: image.unique_id(),
+            modified: Timestamp::from_unix_seconds(modified.seconds),
+            path,
+        },
+    })
+}

@@ -1,0 +1,183 @@
+//! One parent: a fixed, dynamic or differencing image that is only read.
+//!
+//! It is opened without reading its block table: entries and bitmaps are read when a block is touched, each checked against
+//! the file. So opening costs a few reads, whatever the size, and a thousand parents take little memory.
+
+use super::source::{Found, Source};
+use crate::error::{Error, Result};
+use crate::ext::Placement;
+use crate::layer::{self, Condition, Headers};
+use crate::sync::Arc;
+use crate::vfs::{Access, File, FileExt};
+use crate::vhd::{self, DiskType, DynamicHeader, Footer, UniqueId, bitmap};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// An open parent.
+#[derive(Debug)]
+pub(crate) struct ParentImage {
+    path: PathBuf,
+    file: Arc<dyn File>,
+    file_bytes: u64,
+    footer: Footer,
+    blocks: Option<Blocks>,
+}
+
+#[derive(Debug)]
+struct Blocks {
+    header: Box<DynamicHeader>,
+    place: Placement,
+}
+
+impl ParentImage {
+    /// Takes a file that is to be a parent. Fails where it was not closed: then it holds less than its journal says.
+    pub(crate) fn open(file: Arc<dyn File>, path: &Path) -> Result<Self> {
+        layer::lock(&*file, path, Access::ReadOnly)?;
+        if let Some(footer) = layer::fixed_footer(&*file, path)? {
+            let file_bytes = footer.current_size;
+            return Ok(ParentImage { path: path.to_path_buf(), file, file_bytes, footer, blocks: None });
+        }
+        let headers = Headers::read(&*file, path)?;
+        let decision = headers.decide(path)?;
+        if decision.condition != Condition::Clean {
+            let what = "it is the parent of another image, and was not closed".to_string();
+            let hint = "open it for writing once, which recovers it (`cowvhd serve`, then ^C)";
+            return Err(Error::Damaged { path: path.to_path_buf(), what, hint });
+        }
+        let place = decision.placement(path, headers.file_bytes)?;
+        Ok(ParentImage {
+            path: path.to_path_buf(),
+            file,
+            file_bytes: headers.file_bytes,
+            footer: decision.footer,
+            blocks: Some(Blocks { header: Box::new(decision.header), place }),
+        })
+    }
+
+    /// The file's path.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its footer.
+    pub(crate) fn footer(&self) -> &Footer {
+        &self.footer
+    }
+
+    /// Its file.
+    pub(crate) fn file(&self) -> &dyn File {
+        &*self.file
+    }
+
+    /// Data bytes of a block; a fixed disk has none.
+    pub(crate) fn block_bytes(&self) -> Option<u32> {
+        self.blocks.as_ref().map(|blocks| blocks.place.block_bytes)
+    }
+
+    /// The dynamic header, where it is a differencing image itself.
+    pub(crate) fn differencing_header(&self) -> Option<&DynamicHeader> {
+        let is_child = self.footer.disk_type == DiskType::Differencing;
+        self.blocks.as_ref().filter(|_| is_child).map(|blocks| &*blocks.header)
+    }
+
+    /// The disk's unique id.
+    pub(crate) fn unique_id(&self) -> UniqueId {
+        self.footer.unique_id
+    }
+
+    fn read(&self, what: &str, at: u64, buf: &mut [u8]) -> Result<()> {
+        self.file
+            .read_or_zero_at(buf, at)
+            .map_err(|error| Error::io(&self.path, format!("reading {what} at file offset {at}"), error))
+    }
+
+    fn damaged(&self, what: String) -> Error {
+        let hint = "run `cowvhd check` on it to see what is affected";
+        Error::Damaged { path: self.path.clone(), what, hint }
+    }
+
+    /// The entry of a block in the BAT, checked against the file.
+    fn entry(&self, blocks: &Blocks, block: u64) -> Result<Option<u32>> {
+        let place = &blocks.place;
+        if block >= u64::from(place.table_entries) {
+            return Ok(None);
+        }
+        let mut bytes = [0; 4];
+        self.read("the block table", place.table_offset + block * 4, &mut bytes)?;
+        let entry = u32::from_be_bytes(bytes);
+        if entry == vhd::UNALLOCATED {
+            return Ok(None);
+        }
+        let (start, end) = (place.bitmap_offset(entry), place.block_end(entry));
+        let in_table = start < place.table_end() && place.table_offset < end;
+        if start < Footer::SIZE as u64 + DynamicHeader::SIZE as u64 || in_table || end > self.file_bytes {
+            return Err(self.damaged(format!(
+                "block table entry {block} is sector {entry}: the block would be at offset {start} to {end}, over metadata or \
+                 past the file's {} bytes",
+                self.file_bytes
+            )));
+        }
+        Ok(Some(entry))
+    }
+
+    fn resolve_block(
+        &self,
+        blocks: &Blocks,
+        range: Range<u64>,
+        absent: Found,
+        visit: &mut dyn FnMut(Range<u64>, Found),
+    ) -> Result<()> {
+        let block_bytes = u64::from(blocks.place.block_bytes);
+        let block = range.start / block_bytes;
+        let start = block * block_bytes;
+        let Some(entry) = self.entry(blocks, block)? else {
+            visit(range, absent);
+            return Ok(());
+        };
+        let mut bits = vec![0; blocks.place.bitmap_bytes() as usize];
+        self.read("a sector bitmap", blocks.place.bitmap_offset(entry), &mut bits)?;
+        let sectors =
+            ((range.start - start) / vhd::SECTOR) as u32..((range.end - start) / vhd::SECTOR) as u32;
+        for run in bitmap::runs(&bits, sectors) {
+            let from = u64::from(run.sectors.start) * vhd::SECTOR;
+            let to = u64::from(run.sectors.end) * vhd::SECTOR;
+            let found = if run.set { Found::File(blocks.place.data_offset(entry) + from) } else { absent };
+            visit(start + from..start + to, found);
+        }
+        Ok(())
+    }
+}
+
+impl Source for ParentImage {
+    fn resolve(&self, range: Range<u64>, visit: &mut dyn FnMut(Range<u64>, Found)) -> Result<()> {
+        // What lies past the end of a parent is zeros, whatever its own parent has there.
+        let end = range.end.min(self.footer.current_size.max(range.start));
+        let inside = range.start..end;
+        if !inside.is_empty() {
+            match &self.blocks {
+                None => visit(inside.clone(), Found::File(inside.start)),
+                Some(blocks) => {
+                    let absent = match self.footer.disk_type {
+                        DiskType::Differencing => Found::Below,
+                        _ => Found::Zero,
+                    };
+                    let block_bytes = u64::from(blocks.place.block_bytes);
+                    let mut at = inside.start;
+                    while at < inside.end {
+                        let end = inside.end.min((at / block_bytes + 1) * block_bytes);
+                        self.resolve_block(blocks, at..end, absent, visit)?;
+                        at = end;
+                    }
+                }
+            }
+        }
+        if end < range.end {
+            visit(end..range.end, Found::Zero);
+        }
+        Ok(())
+    }
+
+    fn read_file(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+        self.read("guest data", at, buf)
+    }
+}
