@@ -48,6 +48,7 @@
 //! for tests.
 
 mod chain;
+pub mod check;
 pub mod convert;
 #[cfg(feature = "defects")]
 pub mod defect;

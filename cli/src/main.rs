@@ -3,6 +3,7 @@
 //! Each verb has a file of its own: its arguments, and what it does. Standard output carries results alone, everything
 //! else goes to standard error as `cowvhd: ...`. The exit codes are those of [`failure::Code`].
 
+mod check;
 mod completions;
 mod convert;
 mod create;
@@ -35,7 +36,7 @@ struct Arguments {
 }
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done, 1 failed, 16 used wrongly, 32 cancelled.
+Exit codes: 0 done, 1 failed, 16 used wrongly, 32 cancelled; check has those of fsck.
 Sizes: bytes, or with a binary suffix: 512M, 64G, 1T.";
 
 #[derive(Debug, Subcommand)]
@@ -44,6 +45,7 @@ enum Verb {
     Convert(convert::Convert),
     Info(info::Info),
     Map(map::Map),
+    Check(check::Check),
     Serve(serve::Serve),
     Completions(completions::Completions),
     Man(man::Man),
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
         Verb::Convert(convert) => convert.run(),
         Verb::Info(info) => info.run(),
         Verb::Map(map) => map.run(),
+        Verb::Check(check) => return check.run(),
         Verb::Serve(serve) => serve.run(),
         Verb::Completions(completions) => completions.run(),
         Verb::Man(man) => man.run(),

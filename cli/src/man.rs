@@ -5,7 +5,8 @@ use crate::{Arguments, output};
 use clap::CommandFactory;
 
 /// The verbs in the order of the help.
-pub(crate) const VERBS: [&str; 7] = ["create", "convert", "info", "map", "serve", "completions", "man"];
+pub(crate) const VERBS: [&str; 8] =
+    ["create", "convert", "info", "map", "check", "serve", "completions", "man"];
 
 /// Prints a manual page.
 ///

@@ -268,6 +268,11 @@ impl<'a> Replay<'a> {
         self.data.iter().map(|data| data.data)
     }
 
+    /// The pages of the BAT, and the block pages that records or images touched, by file offset.
+    pub(crate) fn into_metadata(self) -> (Vec<u8>, BTreeMap<u64, ReplayedPage>) {
+        (self.table, self.pages)
+    }
+
     /// Above every allocation sequence among the records.
     pub(crate) fn next_allocation(&self) -> u64 {
         self.next_allocation

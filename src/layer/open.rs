@@ -91,8 +91,20 @@ impl Opening {
         let headers = Headers::read(&*file, path)?;
         let decision = headers.decide(path)?;
         let place = decision.placement(path, headers.file_bytes)?;
+        Ok(Opening::from_parts(vfs, file, path, headers, decision, place))
+    }
+
+    /// An image whose structures were read and judged already.
+    pub(super) fn from_parts(
+        vfs: Arc<dyn Vfs>,
+        file: Arc<dyn File>,
+        path: &Path,
+        headers: Headers,
+        decision: Decision,
+        place: Placement,
+    ) -> Self {
         let (path, sync_failed) = (path.to_path_buf(), Cell::new(false));
-        Ok(Opening { vfs, file, path, headers, decision, place, sync_failed })
+        Opening { vfs, file, path, headers, decision, place, sync_failed }
     }
 
     /// The headers that count.
@@ -135,7 +147,7 @@ impl Opening {
     }
 
     /// Compares the file with what the last clean close left.
-    fn foreign(&self, entries: &[u32]) -> Result<Foreign> {
+    pub(super) fn foreign(&self, entries: &[u32]) -> Result<Foreign> {
         let Some((superblock, _)) = &self.decision.superblock else { return Ok(Foreign::StructureChanged) };
         let left = superblock.fingerprint;
         let same = left.file_bytes == self.headers.file_bytes

@@ -238,7 +238,7 @@ impl DynamicHeader {
     }
 
     /// Byte offset in this structure of the locator with that index.
-    pub(super) fn locator_offset(index: usize) -> u64 {
+    pub(crate) fn locator_offset(index: usize) -> u64 {
         (offset_of!(RawDynamicHeader, locators) + index * size_of::<RawLocator>()) as u64
     }
 

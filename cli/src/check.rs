@@ -1,0 +1,227 @@
+//! `cowvhd check`: what is wrong with an image, without changing it.
+
+use crate::failure::Failure;
+use crate::output;
+use cowvhd::ErrorKind;
+use cowvhd::check::{Finding, Report, Severity};
+use cowvhd::vfs::HostVfs;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+/// The version of the JSON shape: it grows when a key changes its meaning or goes; new keys alone leave it.
+pub(crate) const SCHEMA: u32 = 1;
+
+/// Checks a disk file without changing it.
+///
+/// A file that was not closed is judged as recovery would leave it. Exit codes are those of fsck: 0 for an image in order
+/// (notes and leaked space included), 4 for errors, 8 if it could not be checked, 16 for wrong usage.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Check {
+    /// The disk's file.
+    file: PathBuf,
+    /// Prints one JSON object; its keys are those of "qemu-img check", and more.
+    #[arg(long)]
+    json: bool,
+    /// Leaked space counts as an error.
+    #[arg(long)]
+    strict: bool,
+    /// Whose exit codes to use: "qemu" gives those of "qemu-img check" (0, 1, 2, 3, 63).
+    #[arg(long, value_name = "STYLE", default_value = "fsck")]
+    exit_code: ExitStyle,
+}
+
+/// Whose exit codes are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum ExitStyle {
+    Fsck,
+    Qemu,
+}
+
+/// fsck's exit codes, with those of every other verb where both have one.
+pub(crate) mod exit {
+    pub(crate) const CLEAN: u8 = 0;
+    pub(crate) const ERRORS_LEFT: u8 = 4;
+    pub(crate) const OPERATIONAL: u8 = 8;
+}
+
+impl Check {
+    pub(crate) fn run(&self) -> ExitCode {
+        let report = match cowvhd::check::check(Arc::new(HostVfs), &self.file) {
+            Ok(report) => report,
+            Err(error) => return self.not_checked(error),
+        };
+        let printed = match self.json {
+            true => json(&report).and_then(|text| output::print(&text)),
+            false => output::print(&text(&report)),
+        };
+        if let Err(failure) = printed {
+            output::say(failure);
+            return self.code(exit::OPERATIONAL, 1);
+        }
+        let worst = report.worst();
+        let fsck = fsck_code(&report, self.strict);
+        let qemu = match worst {
+            Some(Severity::Corruption | Severity::Risk) => 2,
+            Some(Severity::Leak) => 3,
+            Some(Severity::Note) | None => 0,
+        };
+        self.code(fsck, qemu)
+    }
+
+    fn not_checked(&self, error: cowvhd::Error) -> ExitCode {
+        let unsupported = error.kind() == ErrorKind::Unsupported;
+        output::say(Failure::from(error));
+        self.code(exit::OPERATIONAL, if unsupported { 63 } else { 1 })
+    }
+
+    fn code(&self, fsck: u8, qemu: u8) -> ExitCode {
+        ExitCode::from(match self.exit_code {
+            ExitStyle::Fsck => fsck,
+            ExitStyle::Qemu => qemu,
+        })
+    }
+}
+
+/// The exit code for what was found.
+pub(crate) fn fsck_code(report: &Report, strict: bool) -> u8 {
+    match report.worst() {
+        Some(Severity::Corruption | Severity::Risk) => exit::ERRORS_LEFT,
+        Some(Severity::Leak) if strict => exit::ERRORS_LEFT,
+        _ => exit::CLEAN,
+    }
+}
+
+/// The report for a person.
+pub(crate) fn text(report: &Report) -> String {
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    for finding in report.findings() {
+        let place = finding.offset.map(|offset| format!(" at offset {offset}")).unwrap_or_default();
+        let _ = writeln!(
+            text,
+            "{}: {}: {}{place}: {}",
+            finding.severity(),
+            finding.code,
+            finding.structure,
+            finding.what
+        );
+    }
+    for (code, count) in report.codes() {
+        let shown = report.findings().iter().filter(|finding| finding.code == code).count() as u64;
+        if count > shown {
+            let _ = writeln!(text, "{}: {code}: {} more", code.severity(), count - shown);
+        }
+        if code.severity() >= Severity::Leak {
+            let _ = writeln!(text, "  {code} means: {}\n  repair {}", code.means(), code.repair());
+        }
+    }
+    let kind = report.disk_type.map_or("no usable disk".to_string(), |kind| format!("{kind} disk"));
+    let counts = [Severity::Corruption, Severity::Risk, Severity::Leak, Severity::Note]
+        .map(|severity| (severity, report.count_severity(severity)));
+    let counts: Vec<String> = counts
+        .iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(severity, count)| format!("{count} {}", plural(*severity, *count)))
+        .collect();
+    let counts = if counts.is_empty() { "in order".to_string() } else { counts.join(", ") };
+    let blocks = match report.total_blocks {
+        0 => String::new(),
+        total => format!(", {} of {total} blocks in use", report.allocated_blocks),
+    };
+    let _ = writeln!(text, "{}: {kind}{blocks}: {counts}", report.path.display());
+    text
+}
+
+fn plural(severity: Severity, count: u64) -> String {
+    match (severity, count) {
+        (severity, 1) => severity.to_string(),
+        (severity, _) => format!("{severity}s"),
+    }
+}
+
+/// What is told about an image. Sizes and offsets are in bytes.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct JsonReport {
+    schema: u32,
+    filename: String,
+    /// QEMU's name for VHD.
+    format: &'static str,
+    vhd_type: Option<String>,
+    virtual_size: Option<u64>,
+    file_size: u64,
+    /// As in qemu-img: errors that kept the check from being complete; then there is no report at all.
+    check_errors: u32,
+    corruptions: u64,
+    risks: u64,
+    leaks: u64,
+    notes: u64,
+    leaked_bytes: u64,
+    total_clusters: u64,
+    allocated_clusters: u64,
+    /// How often each code was found.
+    codes: BTreeMap<&'static str, u64>,
+    /// The first findings of each code.
+    findings: Vec<JsonFinding>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct JsonFinding {
+    code: &'static str,
+    severity: &'static str,
+    structure: &'static str,
+    offset: Option<u64>,
+    block: Option<u32>,
+    what: String,
+    means: &'static str,
+    repair: &'static str,
+}
+
+impl From<&Finding> for JsonFinding {
+    fn from(finding: &Finding) -> Self {
+        JsonFinding {
+            code: finding.code.as_str(),
+            severity: finding.severity().as_str(),
+            structure: finding.structure,
+            offset: finding.offset,
+            block: finding.block,
+            what: finding.what.clone(),
+            means: finding.code.means(),
+            repair: finding.code.repair(),
+        }
+    }
+}
+
+/// The report for a program.
+fn json(report: &Report) -> Result<String, Failure> {
+    let json = JsonReport {
+        schema: SCHEMA,
+        filename: name(&report.path),
+        format: "vpc",
+        vhd_type: report.disk_type.map(|kind| kind.to_string()),
+        virtual_size: report.virtual_size,
+        file_size: report.file_bytes,
+        check_errors: 0,
+        corruptions: report.count_severity(Severity::Corruption),
+        risks: report.count_severity(Severity::Risk),
+        leaks: report.count_severity(Severity::Leak),
+        notes: report.count_severity(Severity::Note),
+        leaked_bytes: report.leaked_bytes,
+        total_clusters: report.total_blocks,
+        allocated_clusters: report.allocated_blocks,
+        codes: report.codes().map(|(code, count)| (code.as_str(), count)).collect(),
+        findings: report.findings().iter().map(JsonFinding::from).collect(),
+    };
+    let text = serde_json::to_string_pretty(&json)
+        .map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?;
+    Ok(format!("{text}\n"))
+}
+
+fn name(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}

@@ -1,0 +1,63 @@
+//! `cowvhd check`: its exit codes and its JSON are what docs/tool.md says.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers are test code too")]
+
+mod tool_support;
+
+use serde_json::Value;
+use std::fs;
+use std::os::unix::fs::FileExt;
+use tool_support::Bench;
+
+fn damaged(offset: u64, bytes: &[u8]) -> Bench {
+    let bench = Bench::new();
+    bench.cowvhd(&["create", "vm.vhd", "1G"]).must_be(0);
+    let file = fs::OpenOptions::new().write(true).open(bench.path("vm.vhd")).unwrap();
+    file.write_all_at(bytes, offset).unwrap();
+    bench
+}
+
+#[test]
+fn exit_codes_are_those_of_fsck_or_of_qemu() {
+    let sound = damaged(0, &[]);
+    assert!(sound.cowvhd(&["check", "vm.vhd"]).must_be(0).ends_with("in order\n"));
+    let broken = damaged(12288, &[0; 512]);
+    for (arguments, code) in [
+        (&["check", "vm.vhd"][..], 4),
+        (&["check", "--strict", "vm.vhd"], 4),
+        (&["check", "--exit-code=qemu", "vm.vhd"], 2),
+        (&["check", "--exit-code=qemu", "none.vhd"], 1),
+        (&["check", "none.vhd"], 8),
+        (&["check"], 16),
+    ] {
+        assert_eq!(broken.cowvhd(arguments).code, code, "{arguments:?}");
+    }
+    let said = broken.cowvhd(&["check", "vm.vhd"]);
+    assert!(said.stdout.starts_with("risk: backup-damaged: header backup at offset 12288: "), "{said:?}");
+    assert_eq!(said.stderr, "");
+}
+
+#[test]
+fn a_disk_in_use_is_not_checked() {
+    let bench = damaged(0, &[]);
+    let serving = bench.serve(&["vm.vhd"]);
+    let ended = bench.cowvhd(&["check", "vm.vhd"]);
+    assert_eq!((ended.code, ended.stdout.as_str()), (8, ""));
+    assert!(ended.stderr.contains("in use"), "{ended:?}");
+    serving.terminate();
+}
+
+#[test]
+fn every_key_of_the_json_is_documented() {
+    let bench = damaged(12288, &[0; 512]);
+    let ended = bench.cowvhd(&["check", "--json", "vm.vhd"]);
+    let json: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(json["schema"], 1);
+    assert_eq!(json["codes"]["backup-damaged"], 1);
+    let finding = &json["findings"][0];
+    assert_eq!((&finding["code"], &finding["offset"]), (&Value::from("backup-damaged"), &Value::from(12288)));
+    let document = include_str!("../../docs/tool.md");
+    for key in json.as_object().unwrap().keys().chain(finding.as_object().unwrap().keys()) {
+        assert!(document.contains(&format!("`{key}`")), "{key}");
+    }
+}

@@ -1,0 +1,195 @@
+//! What can be found: stable codes, how bad each is, what it means for the guest's data and what a repair does about it.
+//!
+//! docs/check.md shows the same table; a test compares the two.
+
+use std::fmt;
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// Worth knowing; nothing is wrong.
+    Note,
+    /// Space in the file that nothing uses.
+    Leak,
+    /// All data can be read, and something that protects it, or that other programs need, is missing.
+    Risk,
+    /// Data cannot be read, or not reliably.
+    Corruption,
+}
+
+impl Severity {
+    /// The word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Severity::Note => "note",
+            Severity::Leak => "leak",
+            Severity::Risk => "risk",
+            Severity::Corruption => "corruption",
+        }
+    }
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+macro_rules! codes {
+    ($($variant:ident $code:literal $severity:ident, $means:literal, $repair:literal;)*) => {
+        /// What a finding is about. The words of [`Code::as_str`] never change their meaning.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[non_exhaustive]
+        pub enum Code {
+            $(#[doc = concat!("`", $code, "`: ", $means)] $variant,)*
+        }
+
+        impl Code {
+            /// All codes, in the order of the documentation.
+            pub const ALL: &[Code] = &[$(Code::$variant,)*];
+
+            /// The stable name.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Code::$variant => $code,)* }
+            }
+
+            /// How bad it is.
+            pub const fn severity(self) -> Severity {
+                match self { $(Code::$variant => Severity::$severity,)* }
+            }
+
+            /// What it means for the guest's data.
+            pub const fn means(self) -> &'static str {
+                match self { $(Code::$variant => $means,)* }
+            }
+
+            /// What a repair does about it.
+            pub const fn repair(self) -> &'static str {
+                match self { $(Code::$variant => $repair,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    HeadersLost "headers-lost" Corruption,
+        "the disk cannot be opened; its data may all be there",
+        "-y: footer and header are made again if a backup, a superblock or the block headers still tell what they said";
+    FrontDamaged "front-damaged" Risk,
+        "none is lost; other programs refuse the file",
+        "-p: the start of the file is written again from the backup, or from the footer at the end";
+    FooterDamaged "footer-damaged" Risk,
+        "none is lost; other programs refuse the file",
+        "-p: the footer is written again from the copy at the start";
+    FootersDiffer "footers-differ" Risk,
+        "none is lost; programs disagree on what the disk is, and it is not opened for writing",
+        "-y: the one that the file is built by is written over the other";
+    FooterShort "footer-short" Note,
+        "none is lost; some programs refuse a footer of 511 bytes",
+        "nothing";
+    BackupDamaged "backup-damaged" Risk,
+        "none is lost; damage to the start of the file would be worse",
+        "-p: the backup is written again from the start of the file";
+    BackupOutdated "backup-outdated" Note,
+        "none is lost; another program changed footer or header",
+        "nothing: the next open for writing renews it";
+    SuperblockDamaged "superblock-damaged" Risk,
+        "none is lost; the other superblock counts",
+        "-p: it is written again";
+    SuperblockSequence "superblock-sequence" Risk,
+        "both superblocks claim to be the newest; B counts",
+        "-p: both are written again";
+    SuperblocksLost "superblocks-lost" Risk,
+        "none is lost; the disk is not opened for writing",
+        "-y: both are made again from the header, the table and the block headers";
+    SuperblockOther "superblock-other-disk" Note,
+        "none is lost; another program gave the disk a new unique id, so that it is an ordinary VHD now",
+        "nothing";
+    LayoutWrong "layout-wrong" Corruption,
+        "the disk cannot be opened: header or superblock name places that cannot be",
+        "nothing: `--salvage` reads what can be read";
+    SyncFailed "sync-failed" Risk,
+        "a sync failed in an earlier session: data that was acknowledged then may be missing",
+        "-y: the mark is taken away if all else is in order; it brings nothing back";
+    ForeignChanges "foreign-changes" Note,
+        "none is lost; another program has written to the file since it was closed here",
+        "nothing";
+    NotClosed "not-closed" Note,
+        "none is lost; the file was not closed and is judged as recovery would leave it",
+        "-p: it is recovered and closed";
+    JournalLost "journal-lost" Corruption,
+        "the file was not closed and both superblocks are gone: what was flushed last may be missing",
+        "-y: the table is made again from the block headers, what only the journal held is lost";
+    JournalDamaged "journal-damaged" Corruption,
+        "the file was not closed and its journal has a gap: what was flushed last may be missing",
+        "-y: the entries that are whole are replayed, what the others held is lost";
+    Geometry "geometry" Note,
+        "none is lost; cylinders, heads and sectors are not those that the size gives",
+        "nothing";
+    SavedState "saved-state" Note,
+        "none is lost; the footer says that a machine was saved while it used the disk",
+        "nothing";
+    ReservedBytes "reserved-bytes" Note,
+        "none is lost; some programs refuse a footer or header whose reserved bytes are not zero",
+        "nothing";
+    ExtraEntries "extra-entries" Note,
+        "none is lost; the table has more entries than the disk has blocks, which some programs refuse",
+        "nothing";
+    BatDamaged "bat-damaged" Corruption,
+        "blocks read as zeros or as other blocks",
+        "-p: the table is made again from the block headers, which give exactly what the last close left";
+    BatRange "bat-range" Corruption,
+        "the block cannot be read: its entry points past the end of the file",
+        "-y: the entry is taken from the block's header, or else cleared: the block reads as zeros";
+    BatMetadata "bat-metadata" Corruption,
+        "the block cannot be read: its entry points into metadata",
+        "-y: the entry is taken from the block's header, or else cleared: the block reads as zeros";
+    BatOverlap "bat-overlap" Corruption,
+        "two blocks share space in the file: a write to one changes the other",
+        "-y: the block headers tell whose it is; where they do not, each block gets a copy of its own";
+    BatBeyondDisk "bat-beyond-disk" Leak,
+        "none is lost; entries behind the end of the disk are allocated",
+        "-y: the entries are cleared";
+    BlockHeader "block-header" Corruption,
+        "the block may show another block's data, and cannot be read",
+        "-y: the entry is taken from the right header; if there is none, the header is made again";
+    AllocationSequence "allocation-sequence" Risk,
+        "none is lost; a table made again later could prefer the wrong header",
+        "-p: the superblock counts on from the highest number";
+    BitmapClear "bitmap-clear" Corruption,
+        "sectors read as zeros although they were written",
+        "-p: the bits are set";
+    BitmapHidden "bitmap-hidden-data" Risk,
+        "sectors read as zeros, and the data beneath is not zero: programs that ignore bitmaps show it",
+        "nothing: the file does not tell which is right";
+    BitmapPastEnd "bitmap-past-end" Note,
+        "none is lost; bits are set for sectors behind the end of the disk",
+        "nothing";
+    BitmapsAllSet "bitmaps-all-set" Note,
+        "every block hides the parent entirely: perhaps a program that ignores parents wrote to this disk",
+        "nothing";
+    ParentId "parent-id" Risk,
+        "the parent cannot be recognised: its unique id in the header is zero",
+        "nothing";
+    Locator "locator" Risk,
+        "none is lost; the parent may not be found by this locator",
+        "nothing";
+    LocatorsDisagree "locators-disagree" Note,
+        "none is lost; the locators name parents of different names",
+        "nothing";
+    LeakedSpace "leaked-space" Leak,
+        "none is lost; space in the file belongs to no block",
+        "-p: it is given back, in an image with superblocks";
+    Tail "tail" Note,
+        "none is lost; there is something between the last block and the footer",
+        "nothing";
+    Unreadable "unreadable" Corruption,
+        "the medium refuses to read metadata; the blocks it describes cannot be read",
+        "-y: it is written again if something else tells what it was";
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

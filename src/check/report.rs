@@ -1,0 +1,111 @@
+//! What a check found. Bounded: of each code the first findings are kept, the others counted.
+
+use super::code::{Code, Severity};
+use crate::vhd::DiskType;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// So many findings of one code are kept.
+const KEPT_PER_CODE: u64 = 50;
+
+/// One thing found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What it is about.
+    pub code: Code,
+    /// The structure it was found in, such as `"footer"` or `"block table"`.
+    pub structure: &'static str,
+    /// Where in the file, in bytes, if it has a place.
+    pub offset: Option<u64>,
+    /// The block it concerns, if it is one.
+    pub block: Option<u32>,
+    /// What was found there.
+    pub what: String,
+}
+
+impl Finding {
+    /// How bad it is.
+    pub fn severity(&self) -> Severity {
+        self.code.severity()
+    }
+}
+
+/// The result of a check.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// The file.
+    pub path: PathBuf,
+    /// Fixed, dynamic or differencing; `None` where nothing tells.
+    pub disk_type: Option<DiskType>,
+    /// Size of the disk in bytes, if it is known.
+    pub virtual_size: Option<u64>,
+    /// Length of the file in bytes.
+    pub file_bytes: u64,
+    /// Blocks that have a place in the file.
+    pub allocated_blocks: u64,
+    /// Blocks of the disk; 0 for a fixed disk.
+    pub total_blocks: u64,
+    /// Bytes of the medium that the file occupies and no block uses.
+    pub leaked_bytes: u64,
+    findings: Vec<Finding>,
+    counts: BTreeMap<Code, u64>,
+}
+
+impl Report {
+    pub(super) fn new(path: PathBuf, file_bytes: u64) -> Self {
+        Report {
+            path,
+            disk_type: None,
+            virtual_size: None,
+            file_bytes,
+            allocated_blocks: 0,
+            total_blocks: 0,
+            leaked_bytes: 0,
+            findings: Vec::new(),
+            counts: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn add(&mut self, code: Code, structure: &'static str, offset: u64, what: impl Into<String>) {
+        self.push(Finding { code, structure, offset: Some(offset), block: None, what: what.into() });
+    }
+
+    pub(super) fn push(&mut self, finding: Finding) {
+        let count = self.counts.entry(finding.code).or_default();
+        *count += 1;
+        if *count <= KEPT_PER_CODE {
+            self.findings.push(finding);
+        }
+    }
+
+    /// What was found, in the order of the check. Of a code that was found often only the first are here; see
+    /// [`Report::count`].
+    pub fn findings(&self) -> &[Finding] {
+        &self.findings
+    }
+
+    /// How often a code was found.
+    pub fn count(&self, code: Code) -> u64 {
+        self.counts.get(&code).copied().unwrap_or(0)
+    }
+
+    /// How many findings of this severity there are.
+    pub fn count_severity(&self, severity: Severity) -> u64 {
+        self.counts.iter().filter(|(code, _)| code.severity() == severity).map(|(_, count)| count).sum()
+    }
+
+    /// The codes found, each with how often.
+    pub fn codes(&self) -> impl Iterator<Item = (Code, u64)> + '_ {
+        self.counts.iter().map(|(&code, &count)| (code, count))
+    }
+
+    /// The worst severity found; `None` where there is nothing to say.
+    pub fn worst(&self) -> Option<Severity> {
+        self.counts.keys().map(|code| code.severity()).max()
+    }
+
+    /// Whether the image is in order: nothing worse than leaks was found.
+    pub fn is_sound(&self) -> bool {
+        self.worst() <= Some(Severity::Leak)
+    }
+}

@@ -1,0 +1,90 @@
+//! Space in the file that nothing uses: slots and gaps without a block, and what stands behind the last block.
+
+use super::code::Code;
+use super::image::Image;
+use super::report::Report;
+use super::table::Extent;
+use crate::error::{Error, Result};
+use crate::layer::Condition;
+use crate::vfs::File;
+use crate::vhd::{self, Footer};
+use std::path::Path;
+
+/// Checks what lies between and behind `extents`, which are in the order of the file.
+pub(super) fn check(
+    report: &mut Report,
+    file: &dyn File,
+    path: &Path,
+    image: &Image,
+    extents: &[Extent],
+) -> Result<()> {
+    let place = image.place();
+    let stride = vhd::bat::block_stride(place.block_bytes);
+    let file_bytes = image.inspection.headers.file_bytes;
+    let ours = image.inspection.decision.superblock.is_some();
+    // In front of our first slot there is room for the table to grow; elsewhere anything may be there.
+    let mut used_to = match (ours, extents.first()) {
+        (true, _) => place.slot_origin,
+        (false, Some(first)) => place.bitmap_offset(first.entry),
+        (false, None) => place.table_end(),
+    };
+    let mut leaks = Leaks { file, path, gaps: 0, bytes: 0, first: None };
+    for extent in extents {
+        // A block of ours begins with its page.
+        let start = match ours && place.slot_index(extent.entry).is_some() {
+            true => place.block_page_offset(extent.entry),
+            false => place.bitmap_offset(extent.entry),
+        };
+        if start.saturating_sub(used_to) >= stride {
+            leaks.add(used_to, start)?;
+        }
+        used_to = used_to.max(place.block_end(extent.entry));
+    }
+    let end = match image.inspection.decision.condition {
+        Condition::Clean => file_bytes.saturating_sub(Footer::SIZE as u64),
+        _ => file_bytes,
+    };
+    match end.saturating_sub(used_to) {
+        0 => {}
+        behind if behind >= stride => leaks.add(used_to, end)?,
+        behind if image.inspection.decision.condition == Condition::Clean => {
+            report.add(Code::Tail, "end of the file", used_to, format!("{behind} bytes"));
+        }
+        _ => {}
+    }
+    report.leaked_bytes = leaks.bytes;
+    if let Some(first) = leaks.first {
+        let what = format!("{} bytes in {} places", leaks.bytes, leaks.gaps);
+        report.add(Code::LeakedSpace, "unused space", first, what);
+    }
+    Ok(())
+}
+
+/// Unused space that the file occupies; holes cost nothing.
+struct Leaks<'a> {
+    file: &'a dyn File,
+    path: &'a Path,
+    gaps: u64,
+    bytes: u64,
+    first: Option<u64>,
+}
+
+impl Leaks<'_> {
+    fn add(&mut self, from: u64, to: u64) -> Result<()> {
+        let mut at = from;
+        let before = self.bytes;
+        while at < to {
+            let next = self
+                .file
+                .next_data(at)
+                .map_err(|error| Error::io(self.path, format!("looking for data at offset {at}"), error))?;
+            let Some(data) = next.filter(|data| data.start < to) else { break };
+            let (start, end) = (data.start.max(at), data.end.min(to));
+            self.first = self.first.or(Some(start));
+            self.bytes += end.saturating_sub(start);
+            at = end.max(at + 1);
+        }
+        self.gaps += u64::from(self.bytes > before);
+        Ok(())
+    }
+}

@@ -1,0 +1,84 @@
+//! An image looked at as it would be after recovery, without opening it: for the checker, which goes on where an open stops.
+
+use super::headers::{Condition, Decision, Headers};
+use super::open::{Foreign, Opening};
+use super::overlay::Overlay;
+use super::{recover, table};
+use crate::error::{Error, Result};
+use crate::ext::Placement;
+use crate::journal::ReplayedPage;
+use crate::sync::Arc;
+use crate::vfs::{File, Vfs};
+use crate::vhd::{DiskType, Footer};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// The structures of an image, and what its journal makes of them.
+#[derive(Debug)]
+pub(crate) struct Inspection {
+    pub(crate) headers: Headers,
+    pub(crate) decision: Decision,
+    pub(crate) place: Placement,
+    /// The pages of the BAT after a replay.
+    pub(crate) table: Vec<u8>,
+    /// The block pages that a replay would write, by file offset.
+    pub(crate) pages: BTreeMap<u64, ReplayedPage>,
+    /// What a replay would write, guest data included.
+    pub(crate) overlay: Overlay,
+    /// Why the journal cannot be replayed; the rest is then as the file has it.
+    pub(crate) journal: Option<Error>,
+    /// What another program did to it.
+    pub(crate) foreign: Foreign,
+}
+
+/// Where things lie, for differencing disks as well.
+pub(crate) fn placement(decision: &Decision, path: &Path, file_bytes: u64) -> Result<Placement> {
+    // Their own layout is that of a dynamic disk.
+    let footer = Footer { disk_type: DiskType::Dynamic, ..decision.footer.clone() };
+    Decision { footer, ..decision.clone() }.placement(path, file_bytes)
+}
+
+impl Inspection {
+    /// Reads the table, and replays the journal in memory where there is one to replay. The file is not changed.
+    pub(crate) fn new(
+        vfs: Arc<dyn Vfs>,
+        file: Arc<dyn File>,
+        path: &Path,
+        headers: Headers,
+        decision: Decision,
+        place: Placement,
+    ) -> Result<Self> {
+        let opening = Opening::from_parts(vfs, file, path, headers, decision, place);
+        let mut journal = None;
+        let mut replayed = None;
+        if opening.decision.condition == Condition::Dirty {
+            match recover::scan_ring(&opening).and_then(|scan| {
+                let replay = recover::replay(&opening, &scan)?;
+                let overlay = Overlay::new(&place, &replay);
+                let (table, pages) = replay.into_metadata();
+                Ok((table, pages, overlay))
+            }) {
+                Ok(metadata) => replayed = Some(metadata),
+                Err(error @ Error::Damaged { .. }) => journal = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        let (table, pages, overlay) = match replayed {
+            Some(metadata) => metadata,
+            None => (table::read_table(&*opening.file, path, &place)?, BTreeMap::new(), Overlay::default()),
+        };
+        let foreign = match opening.decision.condition {
+            _ if opening.decision.superblock.is_none() => Foreign::Untouched,
+            Condition::Clean => opening.foreign(&table::entries(&table, &place))?,
+            _ => opening.foreign_blocks(&table::entries(&table, &place)),
+        };
+        let Opening { headers, decision, .. } = opening;
+        Ok(Inspection { headers, decision, place, table, pages, overlay, journal, foreign })
+    }
+
+    /// Whether every block on the grid must have a block header.
+    pub(crate) fn is_described(&self) -> bool {
+        self.decision.superblock.is_some_and(|(superblock, _)| !superblock.foreign_blocks)
+            && self.foreign != Foreign::StructureChanged
+    }
+}

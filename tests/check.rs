@@ -1,0 +1,238 @@
+//! The checker: sound images are found in order, damage is found with its code and place, and nothing is changed by looking.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use cowvhd::check::{Code, Report, Severity, check};
+use cowvhd::vfs::HostVfs;
+use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions};
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use tempfile::TempDir;
+
+const MIB: u64 = 1 << 20;
+const TABLE: u64 = 3 * MIB;
+const SLOTS: u64 = 7 * MIB;
+const STRIDE: u64 = 2 * MIB + 4096;
+
+struct Bench {
+    _dir: TempDir,
+    path: PathBuf,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Bench { path: dir.path().join("disk.vhd"), _dir: dir }
+    }
+
+    /// A disk of 16 blocks, of which three are there.
+    fn image() -> Self {
+        let bench = Bench::new();
+        CreateOptions::new(32 * MIB).create(&bench.path).unwrap();
+        let disk = bench.open();
+        for block in [0, 3, 15] {
+            disk.write_at(&[block as u8 + 1; 4096], block * 2 * MIB + 8192).unwrap();
+        }
+        disk.close().unwrap();
+        bench
+    }
+
+    fn open(&self) -> Disk {
+        OpenOptions::new().open(&self.path).unwrap()
+    }
+
+    fn write(&self, bytes: &[u8], offset: u64) {
+        let file = fs::OpenOptions::new().write(true).open(&self.path).unwrap();
+        file.write_all_at(bytes, offset).unwrap();
+    }
+
+    fn read(&self, offset: u64, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        fs::File::open(&self.path).unwrap().read_exact_at(&mut bytes, offset).unwrap();
+        bytes
+    }
+
+    /// Checks, and sees that nothing changed by it.
+    fn check(&self) -> Report {
+        let before = fs::read(&self.path).unwrap();
+        let report = check(Arc::new(HostVfs), &self.path).unwrap();
+        assert!(fs::read(&self.path).unwrap() == before);
+        report
+    }
+
+    fn codes(&self) -> Vec<Code> {
+        self.check().codes().map(|(code, _)| code).collect()
+    }
+}
+
+fn qemu_img(arguments: &[&str]) {
+    let output = Command::new("qemu-img")
+        .args(arguments)
+        .output()
+        .unwrap_or_else(|error| panic!("qemu-img: {error}; scripts/install-test-tools installs it"));
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+}
+
+fn qemu_io(command: &str, path: &Path) {
+    let output = Command::new("qemu-io")
+        .args(["-f", "vpc", "-c", command])
+        .arg(path)
+        .output()
+        .unwrap_or_else(|error| panic!("qemu-io: {error}; scripts/install-test-tools installs it"));
+    assert!(output.status.success(), "{command}: {output:?}");
+}
+
+#[test]
+fn sound_images_are_in_order() {
+    let bench = Bench::new();
+    CreateOptions::new(32 * MIB).create(&bench.path).unwrap();
+    assert_eq!(bench.codes(), []);
+    let bench = Bench::image();
+    let report = bench.check();
+    assert_eq!((report.worst(), report.allocated_blocks, report.total_blocks), (None, 3, 16));
+    assert_eq!(report.virtual_size, Some(32 * MIB));
+    let bench = Bench::new();
+    CreateOptions::new(MIB + 512).fixed().create(&bench.path).unwrap();
+    assert_eq!(bench.codes(), []);
+}
+
+#[test]
+fn what_qemu_makes_is_in_order() {
+    for options in ["subformat=dynamic", "subformat=dynamic,force_size", "subformat=fixed"] {
+        let bench = Bench::new();
+        let path = bench.path.to_str().unwrap();
+        qemu_img(&["create", "-f", "vpc", "-o", options, path, "40M"]);
+        for command in ["write -P 1 30M 64k", "write -P 2 0 1k", "write -P 3 5M 3M"] {
+            qemu_io(command, &bench.path);
+        }
+        let report = bench.check();
+        assert!(report.worst() <= Some(Severity::Note), "{options}: {:?}", report.findings());
+    }
+}
+
+/// What QEMU adds to an image of ours is a note.
+#[test]
+fn blocks_of_another_program_are_a_note() {
+    let bench = Bench::image();
+    qemu_io("write -P 9 10M 64k", &bench.path);
+    assert_eq!(bench.codes(), [Code::ForeignChanges]);
+}
+
+#[test]
+fn a_disk_that_was_not_closed_is_judged_as_recovered() {
+    let bench = Bench::image();
+    let disk = bench.open();
+    disk.write_at(&[7; 512], 20 * MIB).unwrap();
+    disk.flush().unwrap();
+    assert_eq!(check(Arc::new(HostVfs), &bench.path).unwrap_err().kind(), ErrorKind::InUse);
+    drop(disk);
+    let report = bench.check();
+    assert_eq!(report.worst(), Some(Severity::Note), "{:?}", report.findings());
+    assert_eq!((report.count(Code::NotClosed), report.allocated_blocks), (1, 4));
+}
+
+#[test]
+fn damage_is_found_with_its_place() {
+    let entry = |block: u64| TABLE + block * 4;
+    let first = (SLOTS + 4096 - 512) as u32 / 512;
+    let cases: [(&str, u64, Vec<u8>, Code, u64); 11] = [
+        ("table lost", TABLE, vec![0xff; 4096], Code::BatDamaged, TABLE),
+        ("an entry lost", entry(3), vec![0xff; 4], Code::BatDamaged, TABLE),
+        ("an entry past the end", entry(3), 0x00ff_0000_u32.to_be_bytes().into(), Code::BatDamaged, TABLE),
+        ("an entry in the journal", entry(9), 1000_u32.to_be_bytes().into(), Code::BatDamaged, TABLE),
+        ("an entry twice", entry(9), first.to_be_bytes().into(), Code::BatDamaged, TABLE),
+        ("start lost", 0, vec![0; 4096], Code::FrontDamaged, 0),
+        ("superblock A lost", 4096, vec![0; 4096], Code::SuperblockDamaged, 4096),
+        ("superblock B lost", 8192, vec![0x55; 4096], Code::SuperblockDamaged, 8192),
+        ("backup lost", 12288, vec![0; 4096], Code::BackupDamaged, 12288),
+        ("block page lost", SLOTS + STRIDE, vec![0; 4096], Code::BlockHeader, SLOTS + STRIDE),
+        ("bitmap lost", SLOTS + 3584, vec![0; 512], Code::BitmapClear, SLOTS + 3584),
+    ];
+    for (name, offset, bytes, code, at) in cases {
+        let bench = Bench::image();
+        bench.write(&bytes, offset);
+        let report = bench.check();
+        let finding = report.findings().iter().find(|finding| finding.code == code);
+        let finding = finding.unwrap_or_else(|| panic!("{name}: {:?}", report.findings()));
+        assert_eq!(finding.offset, Some(at), "{name}");
+        let worse = report.findings().iter().filter(|finding| finding.severity() > Severity::Note);
+        assert_eq!(worse.count(), 1, "{name}: {:?}", report.findings());
+    }
+    let bench = Bench::image();
+    let end = fs::metadata(&bench.path).unwrap().len() - 512;
+    bench.write(&[0; 512], end);
+    assert!(bench.codes().contains(&Code::FooterDamaged));
+    let bench = Bench::image();
+    bench.write(&[0; 8192], 4096);
+    assert_eq!(bench.codes(), [Code::SuperblocksLost]);
+}
+
+/// Where another program has been in the file, headers prove nothing, and each entry is judged by itself.
+#[test]
+fn entries_that_cannot_be_right_are_found_one_by_one() {
+    let first = (SLOTS + 4096 - 512) as u32 / 512;
+    for (entry, code) in [
+        (0x00ff_0000, Code::BatRange),
+        (0xffff_fffe, Code::BatRange),
+        (0, Code::BatMetadata),
+        (1000, Code::BatMetadata),
+        (first, Code::BatOverlap),
+        (first + 1, Code::BatOverlap),
+        (first + 4095, Code::BatOverlap),
+    ] {
+        let bench = Bench::image();
+        qemu_io("write -P 9 10M 64k", &bench.path);
+        bench.write(&u32::to_be_bytes(entry), TABLE + 9 * 4);
+        assert!(bench.codes().contains(&code), "{entry}: {:?}", bench.check().findings());
+        assert_eq!(bench.check().findings().last().map(|f| f.code), Some(code));
+    }
+}
+
+#[test]
+fn what_is_no_vhd_is_said_so() {
+    let bench = Bench::new();
+    fs::write(&bench.path, vec![7; 10_000]).unwrap();
+    assert_eq!(bench.codes(), [Code::HeadersLost]);
+    fs::write(&bench.path, []).unwrap();
+    assert_eq!(bench.codes(), [Code::HeadersLost]);
+    assert_eq!(check(Arc::new(HostVfs), Path::new("/no/such/file")).unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(check(Arc::new(HostVfs), Path::new("/")).unwrap_err().kind(), ErrorKind::Io);
+}
+
+#[test]
+fn findings_are_bounded_and_counted() {
+    let bench = Bench::new();
+    CreateOptions::new(2048 * 2 * MIB).create(&bench.path).unwrap();
+    bench.write(&[0; 8192], TABLE);
+    let report = bench.check();
+    assert_eq!(report.count(Code::BatDamaged), 1);
+    bench.write(&[0, 0, 0, 1].repeat(2048), TABLE);
+    let end = fs::metadata(&bench.path).unwrap().len() - 512;
+    let footer = bench.read(end, 512);
+    bench.write(&footer, end + STRIDE);
+    bench.write(&[0; 512], 8192);
+    bench.write(&[0; 512], 4096);
+    let report = bench.check();
+    assert_eq!(report.count(Code::BatMetadata), 2048);
+    assert!(report.findings().len() < 100);
+}
+
+/// docs/check.md lists every code, and nothing else.
+#[test]
+fn every_code_is_documented() {
+    let document = include_str!("../docs/check.md");
+    for code in Code::ALL {
+        let row = format!("| `{code}` | {} | {} | {} |\n", code.severity(), code.means(), code.repair());
+        assert!(document.contains(&row), "docs/check.md lacks: {row}");
+    }
+    assert_eq!(
+        document
+            .lines()
+            .filter(|line| line.starts_with("| `") && line.ends_with(" |") && line.split(" | ").count() == 4)
+            .count(),
+        Code::ALL.len()
+    );
+}
