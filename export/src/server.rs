@@ -12,7 +12,7 @@ use crate::options::{Event, ServerOptions, from_now};
 use crate::pace::Pace;
 use crate::pool::{Pool, Task};
 use crate::protocol::MAX_PAYLOAD_BYTES;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::fd::OwnedFd;
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
@@ -116,6 +116,18 @@ impl Shared {
             drop(removed);
             self.removed.notify_all();
         }
+    }
+
+    /// Waits until a connection that was cut is gone, and drops it from the list if it takes too long.
+    fn await_removal(&self, number: u64) -> MutexGuard<'_, Vec<Arc<Connection>>> {
+        let deadline = Instant::now() + CUT_TIMEOUT;
+        let mut connections = self.connections.lock();
+        while connections.iter().any(|other| other.number == number) {
+            if self.removed.wait_until(&mut connections, deadline).timed_out() {
+                connections.retain(|other| other.number != number);
+            }
+        }
+        connections
     }
 
     /// Waits until no connection is left or `deadline` passes; returns how many are.
@@ -260,15 +272,15 @@ fn admit(shared: &Arc<Shared>, number: u64, socket: OwnedFd) {
     {
         let mut connections = shared.connections.lock();
         if connections.len() >= max {
-            let Some(at) = connections.iter().position(|other| other.in_handshake()) else {
+            let Some(evicted) = connections.iter().find(|other| other.in_handshake()).cloned() else {
                 drop(connections);
                 return refuse(format!("{max} clients are connected already"));
             };
-            let evicted = connections.remove(at);
             drop(connections);
             evicted.cut();
             refuse(format!("connection {} made room, still in its handshake among {max}", evicted.number));
-            connections = shared.connections.lock();
+            // Its thread goes first: else those who connect fastest have as many threads as they like.
+            connections = shared.await_removal(evicted.number);
         }
         connections.push(Arc::clone(&connection));
     }

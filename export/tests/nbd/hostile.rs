@@ -95,10 +95,134 @@ fn a_client_that_closes_its_half_gets_its_answers() {
     assert!(client.is_closed());
 }
 
+/// Wherever a client stops talking for good, the server notices at once, without a timeout, and nothing of an unfinished
+/// request has happened.
+#[test]
+fn a_client_that_closes_its_half_in_the_middle_is_let_go() {
+    let disk = Arc::new(TestDisk::new(MIB));
+    let server = serve_with(disk.clone(), Limits::default());
+    let mut honest = Client::connect(&server.path).go();
+    honest.write(0, &[1; 4096]);
+    let greeted = || Client::silent(UnixStream::connect(&server.path).unwrap());
+    let go = || Client::connect(&server.path).go();
+    let cut = |mut client: Client, bytes: &[u8]| {
+        client.raw(bytes);
+        client.stream.close_write();
+        assert!(client.is_closed());
+    };
+    cut(greeted(), &[]);
+    cut(greeted(), &[0, 0]);
+    let whole = option(opt::GO, &info("", &[3]));
+    for end in [0, 1, 15, 16, 17, whole.len() - 1] {
+        cut(Client::connect(&server.path), &whole[..end]);
+    }
+    let mut write = request(0, cmd::WRITE, 1, 0, 4096);
+    write.extend([9; 4096]);
+    for end in [0, 1, 27, 28, 29, 28 + 4095] {
+        cut(go(), &write[..end]);
+    }
+    assert_eq!(honest.read(0, 4096), [1; 4096]);
+    // A request under way is finished and answered all the same.
+    disk.hold(8192);
+    let mut client = go();
+    client.send(0, cmd::WRITE, 5, 8192, 512, &[7; 512]);
+    client.raw(&write[..100]);
+    client.stream.close_write();
+    disk.wait_held(8192, 1);
+    works(&mut honest);
+    disk.release(8192);
+    assert_eq!(client.simple_reply(), (0, 5));
+    assert!(client.is_closed());
+    assert_eq!(honest.read(8192, 512), [7; 512]);
+}
+
+/// A handshake ends: by its timeout, however busy the client is, and by the number of its options.
+#[test]
+fn a_handshake_that_never_ends_is_cut() {
+    let busy = |limits: Limits, fetch: bool| {
+        let server = serve_with(Arc::new(MemoryBackend::new(MIB)), limits);
+        let mut honest = Client::connect(&server.path).go();
+        let mut client = Client::connect(&server.path);
+        let mut sent = 0u64;
+        while client.stream.write_all(&option(opt::LIST, &[])).is_ok() {
+            sent += 1;
+            if fetch && client.stream.read(&mut [0; 1024]).is_err() {
+                break;
+            }
+        }
+        works(&mut honest);
+        sent
+    };
+    let by_count = busy(Limits::default(), false);
+    busy(Limits::default(), true);
+    assert!(by_count < 100_000, "{by_count} options");
+    // One byte after the other: each is progress, and it helps nothing.
+    let server = serve_with(Arc::new(MemoryBackend::new(MIB)), impatient());
+    let mut client = Client::connect(&server.path);
+    client.raw(&option(opt::GO, &[0; 60_000])[..16]);
+    while client.stream.write_all(&[0]).is_ok() {
+        std::thread::yield_now();
+    }
+    works(&mut Client::connect(&server.path).go());
+}
+
+/// A client that fetches its answers byte by byte gets them, whole and in step, and others do not wait for it.
+#[test]
+fn a_client_that_fetches_byte_by_byte_hinders_nobody() {
+    let limits = Limits { workers: 2, workers_per_connection: 2, ..Limits::default() };
+    let server = serve_with(Arc::new(MemoryBackend::new(MIB)), limits);
+    let mut honest = Client::connect(&server.path).go();
+    honest.write(0, &[6; 512]);
+    let mut slow: Vec<Client> = (0..4).map(|_| Client::connect(&server.path).go()).collect();
+    for client in &mut slow {
+        for cookie in 0..64 {
+            client.send(0, cmd::READ, cookie, 0, 512, &[]);
+        }
+    }
+    let mut answers = vec![Vec::new(); slow.len()];
+    for at in 0..64 * (16 + 512) {
+        for (client, answer) in slow.iter_mut().zip(&mut answers) {
+            answer.extend(client.take(1));
+        }
+        if at % 2000 == 0 {
+            works(&mut honest);
+            honest.write(0, &[6; 512]);
+        }
+    }
+    for answer in answers {
+        for reply in answer.chunks(16 + 512) {
+            assert_eq!(reply[..8], [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0]);
+            assert_eq!(reply[16..], [6; 512]);
+        }
+    }
+}
+
+/// Cookies are the client's business: all alike, each request still has its answer.
+#[test]
+fn a_client_may_give_all_requests_one_cookie() {
+    let disk = Arc::new(TestDisk::new(MIB));
+    let server = serve_with(disk.clone(), Limits::default());
+    let mut client = Client::connect(&server.path).go();
+    disk.hold(0);
+    for _ in 0..8 {
+        client.send(0, cmd::WRITE, 3, 0, 512, &[1; 512]);
+    }
+    disk.wait_held(0, 1);
+    disk.release(0);
+    for _ in 0..8 {
+        assert_eq!(client.simple_reply(), (0, 3));
+    }
+    works(&mut client);
+}
+
 /// Sends until nothing more goes in, and reads nothing.
 fn flood(path: &Path, requests: &[u8]) -> Client {
+    flood_after(Client::go, path, requests)
+}
+
+fn flood_after(enter: fn(Client) -> Client, path: &Path, requests: &[u8]) -> Client {
     let stream = UnixStream::connect(path).unwrap();
-    let mut client = Client::over(stream.try_clone().unwrap()).go();
+    let mut client = enter(Client::over(stream.try_clone().unwrap()));
     stream.set_nonblocking(true).unwrap();
     let mut rounds = 0;
     loop {
@@ -345,7 +469,7 @@ fn memory_is_bounded_whatever_clients_do() {
     let mut honest = Client::connect(&path).go();
     let mut hostile = Vec::new();
     for at in 0..60u32 {
-        hostile.push(match at % 6 {
+        hostile.push(match at % 12 {
             0 => flood(&path, &request(0, cmd::READ, 1, 0, 4 << 20)),
             1 => flood(&path, &request(0, cmd::READ, 1, 0, 512)),
             2 => flood(&path, &request(0, 99, 1, 0, 0)),
@@ -355,14 +479,38 @@ fn memory_is_bounded_whatever_clients_do() {
                 liar.send(0, cmd::WRITE, 1, 0, 32 << 20, &[0; 100_000]);
                 liar
             }
-            _ => {
+            5 => {
                 let mut client = Client::connect(&path);
                 client.raw(&option(opt::GO, &vec![0; 65_000])[..40_000]);
                 client
             }
+            // Oversized in every way.
+            6 => flood(&path, &request(0, cmd::READ, 1, 0, u32::MAX)),
+            7 => flood(&path, &request(0, cmd::CACHE, 1, 0, u32::MAX)),
+            8 => flood(&path, &request(1, cmd::TRIM, 1, 1 << 30, u32::MAX)),
+            9 => flood(&path, &request(0, cmd::READ, 1, u64::MAX - 511, 512)),
+            10 => {
+                let mut liar = Client::connect(&path).go();
+                // Just below what ends the connection: read, and dropped.
+                let _ = liar.stream.write_all(&request(0, cmd::WRITE, 1, 0, 64 << 20));
+                let _ = liar.stream.write_all(&vec![0; 40 << 20]);
+                liar
+            }
+            _ => {
+                let status = request(0, cmd::BLOCK_STATUS, 1, 0, u32::MAX - 511);
+                flood_after(Client::go_structured, &path, &status)
+            }
         });
         works(&mut honest);
     }
+    // All places are taken now. A thousand more clients, who stay, find the door shut.
+    let crowd: Vec<UnixStream> = (0..1000).filter_map(|_| UnixStream::connect(&path).ok()).collect();
+    works(&mut honest);
+    let count = |of: &str| std::fs::read_dir(format!("/proc/{}/{of}", served.0.id())).unwrap().count();
+    let (threads, descriptors) = (count("task"), count("fd"));
+    assert!(threads <= 2 * 64 + 64 + 16, "{threads} threads");
+    assert!(descriptors <= 64 + 32, "{descriptors} descriptors");
+    drop(crowd);
     let bound = (128 << 20) + 64 * (512 << 10) + (32 << 20) + (48 << 20);
     let peak = peak_bytes(&served.0);
     assert!(peak <= bound, "{} MiB of at most {}", peak >> 20, bound >> 20);
