@@ -78,7 +78,7 @@ pub(super) fn examine(vfs: Arc<dyn Vfs>, file: Arc<dyn File>, path: &Path) -> Re
         }
     };
     headers::check(&mut report, &*file, &headers, &decision);
-    let place = match layer::placement(&decision, path, file_bytes) {
+    let place = match decision.placement(path, file_bytes) {
         Ok(place) => place,
         Err(error @ Error::Format { .. }) => {
             report.add(Code::LayoutWrong, "layout", 0, without_path(&error, path));

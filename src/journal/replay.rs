@@ -269,7 +269,7 @@ impl<'a> Replay<'a> {
     }
 
     /// The pages of the BAT, and the block pages that records or images touched, by file offset.
-    pub(crate) fn into_metadata(self) -> (Vec<u8>, BTreeMap<u64, ReplayedPage>) {
+    pub(crate) fn into_metadata(self) -> (Vec<u8>, BTreeMap<u64, BlockPage>) {
         (self.table, self.pages)
     }
 

@@ -6,10 +6,9 @@ use super::overlay::Overlay;
 use super::{recover, table};
 use crate::error::{Error, Result};
 use crate::ext::Placement;
-use crate::journal::ReplayedPage;
+use crate::journal::BlockPage;
 use crate::sync::Arc;
 use crate::vfs::{File, Vfs};
-use crate::vhd::{DiskType, Footer};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -22,20 +21,13 @@ pub(crate) struct Inspection {
     /// The pages of the BAT after a replay.
     pub(crate) table: Vec<u8>,
     /// The block pages that a replay would write, by file offset.
-    pub(crate) pages: BTreeMap<u64, ReplayedPage>,
+    pub(crate) pages: BTreeMap<u64, BlockPage>,
     /// What a replay would write, guest data included.
     pub(crate) overlay: Overlay,
     /// Why the journal cannot be replayed; the rest is then as the file has it.
     pub(crate) journal: Option<Error>,
     /// What another program did to it.
     pub(crate) foreign: Foreign,
-}
-
-/// Where things lie, for differencing disks as well.
-pub(crate) fn placement(decision: &Decision, path: &Path, file_bytes: u64) -> Result<Placement> {
-    // Their own layout is that of a dynamic disk.
-    let footer = Footer { disk_type: DiskType::Dynamic, ..decision.footer.clone() };
-    Decision { footer, ..decision.clone() }.placement(path, file_bytes)
 }
 
 impl Inspection {

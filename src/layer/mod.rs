@@ -29,7 +29,7 @@ pub(crate) use create::{CreateParameters, ParentLink, create};
 pub(crate) use fixed::{Fixed, FixedEnd, create_fixed, fixed_footer};
 pub(crate) use headers::{Condition, Decision, Headers};
 pub(crate) use image::{Image, lock, open};
-pub(crate) use inspect::{Inspection, placement};
+pub(crate) use inspect::Inspection;
 pub(crate) use map::Mapping;
 pub(crate) use new_file::NewFile;
 pub(crate) use open::{Foreign, OpenReport, foreign_changes};

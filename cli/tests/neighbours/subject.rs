@@ -248,6 +248,9 @@ impl Vfs for Recorder {
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn File>> {
         self.wrap(HostVfs.open(path, access))
     }
+    fn open_beneath(&self, folder: &Path, path: &Path) -> io::Result<Arc<dyn File>> {
+        self.wrap(HostVfs.open_beneath(folder, path))
+    }
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         self.wrap(HostVfs.create_new(path))
     }
