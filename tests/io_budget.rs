@@ -1,8 +1,8 @@
 //! What each guest operation costs in operations on the file, counted exactly on the simulated medium.
 //!
 //! The budget: an overwrite and a write to a new block are one write; a small flush is one durable write to the journal's
-//! ring; a full flush is one sync, and one durable write where maps changed or a data or zero record is live; a flush with
-//! nothing to do is nothing. A new block costs at most 2.1 writes, the checkpoint that brings its metadata in place included.
+//! ring; a full flush is one sync, and one durable write where maps changed or a data or zero record is live; a flush of
+//! overwrites alone is one or the other; a flush with nothing to do is nothing. A new block costs at most 2.1 writes, the checkpoint that brings its metadata in place included.
 //! Reads are counted apart: a small flush reads back what it journals.
 
 #![cfg(feature = "sim")]
@@ -86,12 +86,45 @@ impl Guest {
 }
 
 #[test]
-fn an_overwrite_is_one_write_and_its_flush_one_durable_write() {
+fn an_overwrite_is_one_write_and_its_flush_one_sync() {
     let guest = Guest::with_blocks();
     for request in 0..20 {
         assert_eq!(guest.cost(|_| guest.write(request * 4096)), ONE_WRITE);
-        assert_eq!(guest.cost_of_flush(), SMALL_FLUSH);
+        assert_eq!(guest.cost_of_flush(), SYNC_ALONE);
     }
+}
+
+#[test]
+fn overwrites_are_journaled_while_data_is_live_and_not_for_ever() {
+    let guest = Guest::with_blocks();
+    guest.write(MANY * BLOCK);
+    assert_eq!(guest.cost_of_flush(), SMALL_FLUSH);
+    for _ in 0..8 {
+        guest.write(0);
+        assert_eq!(guest.cost_of_flush(), SMALL_FLUSH, "a sync would need an entry, too");
+    }
+    guest.write(0);
+    assert_eq!(guest.cost_of_flush(), SYNC_AND_ENTRY, "retires the data");
+    guest.write(0);
+    assert_eq!(guest.cost_of_flush(), SYNC_ALONE);
+}
+
+#[test]
+fn a_write_into_a_hole_of_a_new_block_is_journaled_once() {
+    let guest = Guest::with_blocks();
+    let block = MANY * BLOCK;
+    guest.write(block);
+    assert_eq!(guest.cost_of_flush(), SMALL_FLUSH);
+    for page in 1..20 {
+        guest.write(block + page * 4096);
+        assert_eq!(guest.cost_of_flush(), SMALL_FLUSH, "the file system has no space there yet");
+    }
+    (0..8).for_each(|page| {
+        guest.write(block + page * 4096);
+        guest.cost_of_flush();
+    });
+    guest.write(block + 4096);
+    assert_eq!(guest.cost_of_flush(), SYNC_AND_ENTRY, "now it has");
 }
 
 #[test]
@@ -139,9 +172,9 @@ fn a_flush_with_nothing_to_do_is_nothing() {
 #[test]
 fn a_small_flush_of_many_pieces_is_one_durable_write() {
     let guest = Guest::with_blocks();
-    guest.write_to_blocks(0..20);
+    guest.write_to_blocks(MANY..MANY + 20);
     assert_eq!(guest.cost_of_flush(), Counts { reads: 20, ..SMALL_FLUSH });
-    (0..20).for_each(|piece| guest.write(piece * 4096));
+    (1..20).for_each(|piece| guest.write(MANY * BLOCK + piece * 4096));
     assert_eq!(guest.cost_of_flush(), SMALL_FLUSH, "pieces that touch are read back as one");
 }
 
@@ -171,7 +204,7 @@ fn a_full_flush_writes_an_entry_where_maps_changed() {
 #[test]
 fn a_full_flush_writes_an_entry_where_a_data_record_is_live() {
     let guest = Guest::with_blocks();
-    guest.write(0);
+    guest.write(MANY * BLOCK);
     assert_eq!(guest.cost_of_flush(), SMALL_FLUSH);
     guest.write_to_blocks(0..MANY);
     assert_eq!(guest.cost_of_flush(), SYNC_AND_ENTRY, "or a crash would replay the old data");

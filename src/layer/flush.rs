@@ -2,7 +2,8 @@
 //!
 //! One flush at a time, from its cut to its durable entry; callers that arrive meanwhile share the next one. The cut is
 //! taken first: all map changes and data committed so far. A *small* flush then writes both into the journal, in one
-//! durable entry; the data stands in place as well, unsynced. A *full* flush syncs, then appends the map changes. Either
+//! durable entry; the data stands in place as well, unsynced. A *full* flush syncs, then appends the map changes. Small
+//! ones are for what the sync would have to allocate space for; overwrites alone are synced, which writes them once. Either
 //! way a map record is durable only with or after the data it exposes (I1). The full flush's entry is left out where there
 //! is nothing to say; it is needed, though, as long as a data record lives: or a crash would replay old data over what the
 //! sync has just made durable (I7).
@@ -43,6 +44,10 @@ impl Cut {
 
 /// More slots than this in quarantine make a flush bring them back, as does half a small disk.
 const MAX_QUARANTINED_SLOTS: usize = 256;
+
+/// After so many flushes of overwrites alone, live data records are retired: a sync and an entry, once; from then on a sync is
+/// enough.
+const OVERWRITE_FLUSHES_JOURNALED: u32 = 8;
 
 /// Lets one flush run at a time and the waiting ones share the next.
 #[derive(Debug, Default)]
@@ -87,6 +92,32 @@ impl FlushGate {
     }
 }
 
+/// Whether a small flush would be the cheaper one, and takes notice of what the cut holds. It is where a sync would make the
+/// file system allocate or free space; and, for a while, where the sync alone would not do because data records are live.
+fn should_journal(core: &mut SessionCore, cut: &Cut) -> bool {
+    for change in &cut.changes {
+        match *change {
+            MapChange::Alloc { slot, .. } => core.holes.allocated(slot),
+            MapChange::Free { slot, .. } => core.holes.freed(slot),
+            MapChange::Bits { .. } => {}
+        }
+    }
+    let Some(extents) = &cut.dirty else {
+        core.holes.forget();
+        return false;
+    };
+    let mut allocates = !cut.changes.is_empty();
+    for extent in extents {
+        allocates |= extent.zero || core.holes.written(extent);
+    }
+    if allocates || !core.journal.has_live_data() {
+        core.overwrite_flushes = 0;
+        return allocates;
+    }
+    core.overwrite_flushes += 1;
+    core.overwrite_flushes <= OVERWRITE_FLUSHES_JOURNALED
+}
+
 impl Layer {
     /// Makes everything durable that was committed before the call, on any thread. Does nothing on a read-only image.
     pub(crate) fn flush(&self) -> Result<()> {
@@ -127,7 +158,11 @@ impl Layer {
         if cut.is_empty() && cut.commits == core.flushed_commits {
             return Ok(());
         }
-        let result = match self.small_flush(session, core, &mut cut) {
+        let small = match should_journal(core, &cut) {
+            true => self.small_flush(session, core, &mut cut),
+            false => Ok(false),
+        };
+        let result = match small {
             Ok(false) => self.full_flush(session, core, &mut cut),
             result => result.map(drop),
         };

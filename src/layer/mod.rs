@@ -11,6 +11,7 @@ mod dirty;
 mod fixed;
 mod flush;
 mod headers;
+mod holes;
 mod image;
 mod inspect;
 mod map;

@@ -3,6 +3,7 @@
 use super::allocator::Allocator;
 use super::dirty::{DirtyData, WritesUnderWay};
 use super::flush::FlushGate;
+use super::holes::Holes;
 use crate::error::{Error, Result};
 use crate::ext::{Placement, SUPERBLOCK_OFFSETS, SessionId, State, Superblock, Tail, feature};
 use crate::journal::{Failure, Journal};
@@ -37,6 +38,9 @@ pub(crate) struct SessionCore {
     pub(super) flushed_commits: u64,
     /// The image was closed cleanly; nothing is left to flush.
     pub(super) closed: bool,
+    pub(super) holes: Holes,
+    /// How many flushes of nothing but overwrites came one after the other while the journal had live data.
+    pub(super) overwrite_flushes: u32,
 }
 
 impl Session {
@@ -44,7 +48,14 @@ impl Session {
         Session {
             closing: Mutex::new(()),
             gate: FlushGate::default(),
-            core: Mutex::new(SessionCore { journal, superblocks, flushed_commits: 0, closed: false }),
+            core: Mutex::new(SessionCore {
+                journal,
+                superblocks,
+                flushed_commits: 0,
+                closed: false,
+                holes: Holes::default(),
+                overwrite_flushes: 0,
+            }),
             allocator: Mutex::new(allocator),
             commits: AtomicU64::new(0),
             dirty: DirtyData::default(),
