@@ -106,6 +106,7 @@ pub(crate) fn parent_shape(
             unique_id: image.unique_id(),
             modified: Timestamp::from_unix_seconds(modified.seconds),
             path,
+            seal_id: image.seal_id(),
         },
     })
 }
