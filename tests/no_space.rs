@@ -108,6 +108,104 @@ fn space_is_not_found() {
     check(&disk, &[(0, 3), (1, 0), (2, 0), (3, 1), (50, 4), (written, 0)]);
 }
 
+#[test]
+fn a_disk_on_a_full_file_system_flushes_and_closes() {
+    on_a_small_file_system("close_without_space", "24m");
+}
+
+#[test]
+#[ignore = "run by another test, on a small file system"]
+fn close_without_space() {
+    let path = small_image();
+    let filler = path.with_file_name("filler");
+    let disk = OpenOptions::new().open(&path).unwrap();
+    // Many blocks with little data: what a close needs most is space for their pages.
+    let written = (0..100)
+        .take_while(|&number| disk.write_at(&[number as u8 + 1; 4096], number * BLOCK).is_ok())
+        .count() as u64;
+    assert_eq!(written, 100);
+    disk.flush().unwrap();
+    // Somebody else takes all that is left.
+    let mut rest = std::fs::File::create(&filler).unwrap();
+    while std::io::Write::write(&mut rest, &[1; 4096]).is_ok_and(|count| count > 0) {}
+    // Of what was kept for the pages of blocks some is left over when they are in place; then it is over.
+    let more = (100..128)
+        .take_while(|&number| match disk.write_at(&[number as u8 + 1; 4096], number * BLOCK) {
+            Ok(()) => true,
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+                false
+            }
+        })
+        .count() as u64;
+    assert!(more < 28, "{more}");
+    let written = written + more;
+    disk.write_at(&[200; 4096], 3 * BLOCK).unwrap();
+    disk.flush().unwrap();
+    disk.close().unwrap();
+    drop(disk);
+
+    let disk = OpenOptions::new().read_only(true).open(&path).unwrap();
+    let mut buf = [0; 4096];
+    for number in 0..128 {
+        disk.read_at(&mut buf, number * BLOCK).unwrap();
+        let byte = if number == 3 { 200 } else { number as u8 + 1 };
+        assert_eq!(buf, [if number < written { byte } else { 0 }; 4096], "block {number}");
+    }
+    drop(disk);
+
+    // Space comes back, and writing goes on.
+    drop(rest);
+    std::fs::remove_file(&filler).unwrap();
+    let disk = OpenOptions::new().open(&path).unwrap();
+    disk.write_at(&[9; 4096], 120 * BLOCK).unwrap();
+    disk.close().unwrap();
+}
+
+/// The same without a close: the file system is full when the image is opened after a kill.
+#[test]
+fn a_killed_disk_on_a_full_file_system_can_be_read_and_later_written() {
+    on_a_small_file_system("open_without_space", "24m");
+}
+
+#[test]
+#[ignore = "run by another test, on a small file system"]
+fn open_without_space() {
+    let path = small_image();
+    let filler = path.with_file_name("filler");
+    let disk = OpenOptions::new().open(&path).unwrap();
+    for number in 0..100 {
+        disk.write_at(&[number as u8 + 1; 4096], number * BLOCK).unwrap();
+    }
+    disk.flush().unwrap();
+    let mut rest = std::fs::File::create(&filler).unwrap();
+    while std::io::Write::write(&mut rest, &[1; 4096]).is_ok_and(|count| count > 0) {}
+    drop(disk);
+    let check = |disk: &Disk| {
+        let mut buf = [0; 4096];
+        for number in 0..100 {
+            disk.read_at(&mut buf, number * BLOCK).unwrap();
+            assert_eq!(buf, [number as u8 + 1; 4096], "block {number}");
+        }
+    };
+    check(&OpenOptions::new().read_only(true).open(&path).unwrap());
+    match OpenOptions::new().open(&path) {
+        // The reserve that was left behind was enough.
+        Ok(disk) => {
+            check(&disk);
+            disk.close().unwrap();
+        }
+        Err(error) => assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}"),
+    }
+    check(&OpenOptions::new().read_only(true).open(&path).unwrap());
+    drop(rest);
+    std::fs::remove_file(&filler).unwrap();
+    let disk = OpenOptions::new().open(&path).unwrap();
+    check(&disk);
+    disk.write_at(&[9; 4096], 120 * BLOCK).unwrap();
+    disk.close().unwrap();
+}
+
 #[cfg(feature = "sim")]
 mod simulated {
     use cowvhd::sim::{Fault, FaultPlan, Operation, SimVfs};

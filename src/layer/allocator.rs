@@ -5,6 +5,7 @@
 //! quarantine. Growth is in whole slots, ahead of need, and only by `set_len`, so that a new slot reads as zeros.
 
 use super::map::{BlockMap, Mapping};
+use super::reserve::Reserve;
 use crate::defect::{self, Defect};
 use crate::ext::Placement;
 use crate::journal::MapChange;
@@ -53,6 +54,9 @@ pub(crate) struct Allocator {
     soiled: Vec<u32>,
     next_allocation: u64,
     freed_since_flush: usize,
+    /// Slots taken whose pages no checkpoint has brought in place.
+    without_page: u64,
+    reserve: Reserve,
 }
 
 impl Allocator {
@@ -75,6 +79,8 @@ impl Allocator {
             soiled: Vec::new(),
             next_allocation,
             freed_since_flush: 0,
+            without_page: 0,
+            reserve: Reserve::default(),
         }
     }
 
@@ -92,6 +98,25 @@ impl Allocator {
     }
 
     fn take_slot(&mut self, file: &dyn File) -> io::Result<Option<u32>> {
+        self.reserve.cover(file, self.without_page + 1)?;
+        let slot = self.next_slot(file)?;
+        self.without_page += u64::from(slot.is_some());
+        Ok(slot)
+    }
+
+    /// All that was journaled is in place: what is taken and not journaled yet still needs its pages.
+    pub(crate) fn pages_in_place(&mut self) {
+        let allocated =
+            self.pending.iter().filter(|change| matches!(change, MapChange::Alloc { .. })).count();
+        self.without_page = (allocated + self.in_flight.len()) as u64;
+    }
+
+    /// Gives the space back that is kept for block pages, which now need it; whether there was any.
+    pub(crate) fn give_back_reserve(&mut self, file: &dyn File) -> io::Result<bool> {
+        self.reserve.give_back(file, self.file_bytes)
+    }
+
+    fn next_slot(&mut self, file: &dyn File) -> io::Result<Option<u32>> {
         if let Some(slot) = self.free.pop_first() {
             return Ok(Some(slot));
         }

@@ -166,6 +166,11 @@ impl Layer {
             Ok(false) => self.full_flush(session, core, &mut cut),
             result => result.map(drop),
         };
+        // A checkpoint on the way may need the space that is kept for it.
+        let result = match self.has_space_again(session, &result) {
+            true => self.full_flush(session, core, &mut cut),
+            false => result,
+        };
         if result.is_err() && !defect::active(Defect::FailedFlushForgetsData) {
             session.dirty.overflow();
         }
@@ -254,6 +259,12 @@ impl Layer {
             journal.empty_freed(file, |slot| self.map.is_pinned(slot));
             result = journal.checkpoint(file);
         }
+        if self.has_space_again(session, &result) {
+            result = journal.checkpoint(file);
+        }
+        if result.is_ok() {
+            session.allocator.lock().pages_in_place();
+        }
         let result = result
             .and_then(|()| journal.punch(file, |slot| self.map.is_pinned(slot)))
             .and_then(|()| match defect::active(Defect::ReuseBeforePunchIsDurable) {
@@ -262,6 +273,12 @@ impl Layer {
             })
             .and_then(|()| journal.append_tails(file));
         self.finish(session, core, result)
+    }
+
+    /// After a lack of space: whether there is some now that was kept for bringing metadata in place.
+    fn has_space_again(&self, session: &Session, result: &Result<(), Failure>) -> bool {
+        result.as_ref().is_err_and(Failure::is_no_space)
+            && matches!(session.allocator.lock().give_back_reserve(&*self.file), Ok(true))
     }
 
     /// Hands slots back that became free, and turns a failure into an error.

@@ -20,6 +20,7 @@ mod open;
 mod overlay;
 mod recover;
 mod relocate;
+mod reserve;
 mod session;
 mod table;
 mod units;

@@ -151,6 +151,10 @@ impl File for HostFile {
         Ok(rustix::fs::ftruncate(&self.fd, length)?)
     }
 
+    fn allocate_beyond_end(&self, offset: u64, length: u64) -> io::Result<()> {
+        Ok(rustix::fs::fallocate(&self.fd, FallocateFlags::KEEP_SIZE, offset, length)?)
+    }
+
     fn punch_hole(&self, offset: u64, length: u64) -> io::Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         Ok(rustix::fs::fallocate(&self.fd, flags, offset, length)?)

@@ -90,6 +90,13 @@ pub trait File: Send + Sync + fmt::Debug {
     /// Cuts the file, or extends it with zeros.
     fn set_len(&self, length: u64) -> io::Result<()>;
 
+    /// Takes space for a range behind the end of the file, whose length stays: nothing else gets that space before the file is
+    /// cut, to its own length or another. Any error but a lack of space means that the file system cannot.
+    fn allocate_beyond_end(&self, offset: u64, length: u64) -> io::Result<()> {
+        let _ = (offset, length);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Makes a range read as zeros, giving its space back where the file system can; never changes the length.
     /// Fails with `Unsupported` where the file system cannot.
     fn punch_hole(&self, offset: u64, length: u64) -> io::Result<()>;
