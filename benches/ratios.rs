@@ -14,7 +14,7 @@ use std::fs::File;
 use std::hint::black_box;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use support::{BLOCK, GIB, KIB, MIB, Rng, SMALL, Target, create_raw, directory, fill, pair};
+use support::{BLOCK, GIB, KIB, MIB, Rng, SMALL, Target, create_raw, directory, fill, open_direct, pair};
 
 /// Bytes of the disk whose content is in the page cache.
 const HOT_BYTES: u64 = 256 * MIB;
@@ -245,6 +245,74 @@ fn allocating(bench: &Bench, directory: &Path) {
     }
 }
 
+/// Both sides past the page cache.
+fn direct(bench: &Bench, directory: &Path) {
+    let works: [HotWork; 4] = [
+        ("4K random read, O_DIRECT", None, aligned_reads, 1, 200),
+        ("4K random overwrite, O_DIRECT", None, aligned_overwrites, 1, 200),
+        (
+            "4K overwrite + flush, O_DIRECT",
+            None,
+            |target, operations, rng| {
+                for _ in 0..operations {
+                    aligned_overwrites(target, 1, rng);
+                    target.flush();
+                }
+            },
+            1,
+            40,
+        ),
+        ("1M sequential read, O_DIRECT", None, aligned_sequential_reads, 1, 32),
+    ];
+    if !works.iter().any(|(name, ..)| bench.wanted(name)) {
+        return;
+    }
+    let (raw, disk) = pair(directory, "direct", HOT_BYTES);
+    fill([&raw, &disk], HOT_BYTES);
+    disk.close().unwrap();
+    drop((raw, disk));
+    let raw = open_direct(&directory.join("direct.raw"));
+    let disk = OpenOptions::new().direct(true).open(&directory.join("direct.vhd")).unwrap();
+    for (name, limit, work, threads, operations) in works {
+        let (mut raw_seed, mut disk_seed) = (0, 0);
+        bench.compare(
+            name,
+            limit,
+            operations,
+            || round(&raw, work, threads, operations, &mut raw_seed),
+            || round(&disk, work, threads, operations, &mut disk_seed),
+        );
+    }
+    disk.close().unwrap();
+}
+
+/// A buffer that direct transfers need no copy for.
+#[repr(align(4096))]
+struct Aligned<const N: usize>([u8; N]);
+
+fn aligned_reads(target: &dyn Target, operations: u64, rng: &mut Rng) {
+    let mut buf = Aligned([0; SMALL as usize]);
+    for _ in 0..operations {
+        target.read(&mut buf.0, rng.place(HOT_BYTES / SMALL, SMALL));
+    }
+    black_box(buf.0);
+}
+
+fn aligned_overwrites(target: &dyn Target, operations: u64, rng: &mut Rng) {
+    let buf = Aligned([0x33; SMALL as usize]);
+    for _ in 0..operations {
+        target.write(&buf.0, rng.place(HOT_BYTES / SMALL, SMALL));
+    }
+}
+
+fn aligned_sequential_reads(target: &dyn Target, operations: u64, _: &mut Rng) {
+    let mut buf = Box::new(Aligned([0; MIB as usize]));
+    for at in 0..operations {
+        target.read(&mut buf.0, at * MIB % HOT_BYTES);
+    }
+    black_box(buf.0.first());
+}
+
 fn open_and_read(bench: &Bench, directory: &Path) {
     for (size, name) in [(GIB, "1 GiB"), (2040 * GIB, "2040 GiB")] {
         let (raw_path, disk_path) =
@@ -343,6 +411,7 @@ fn main() {
     println!("| work | raw ns | cowvhd ns | ratio | goal |\n|---|---|---|---|---|");
     hot(&bench, directory.path());
     allocating(&bench, directory.path());
+    direct(&bench, directory.path());
     open_and_read(&bench, directory.path());
     create(&bench, directory.path());
     resident(&bench, directory.path());

@@ -61,6 +61,13 @@ pub fn create_raw(path: &Path, size: u64) -> File {
     file
 }
 
+#[allow(dead_code, reason = "only one benchmark compares direct files")]
+/// Opens a raw file past the page cache.
+pub fn open_direct(path: &Path) -> File {
+    use rustix::fs::{Mode, OFlags};
+    rustix::fs::open(path, OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty()).unwrap().into()
+}
+
 pub fn create_disk(path: &Path, size: u64) -> Disk {
     CreateOptions::new(size).create(path).unwrap();
     OpenOptions::new().open(path).unwrap()

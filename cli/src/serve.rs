@@ -36,6 +36,9 @@ pub(crate) struct Serve {
     /// Refuses all writes and does not change the file; several servers may share it then.
     #[arg(long)]
     read_only: bool,
+    /// Bypasses the page cache of this machine (O_DIRECT), so that the virtual machine's is the only one.
+    #[arg(long)]
+    direct: bool,
     /// Writes the process id here once clients can connect, and removes it at the end.
     #[arg(long, value_name = "PATH")]
     pid_file: Option<PathBuf>,
@@ -60,7 +63,7 @@ impl Serve {
 
     fn open(&self) -> Result<Disk, Failure> {
         let Some(size) = self.create else {
-            return Ok(OpenOptions::new().read_only(self.read_only).open(&self.file)?);
+            return Ok(OpenOptions::new().read_only(self.read_only).direct(self.direct).open(&self.file)?);
         };
         // Anything else that is wrong with the file, opening it will say.
         if fs::symlink_metadata(&self.file).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
@@ -70,7 +73,7 @@ impl Serve {
                 Err(error) => return Err(error.into()),
             }
         }
-        let disk = OpenOptions::new().open(&self.file)?;
+        let disk = OpenOptions::new().direct(self.direct).open(&self.file)?;
         if disk.size() == size {
             return Ok(disk);
         }

@@ -158,7 +158,8 @@ impl Layer {
         if cut.is_empty() && cut.commits == core.flushed_commits {
             return Ok(());
         }
-        let small = match should_journal(core, &cut) {
+        // Past the page cache, reading the data back would cost more than the sync.
+        let small = match should_journal(core, &cut) && !self.file.is_direct() {
             true => self.small_flush(session, core, &mut cut),
             false => Ok(false),
         };

@@ -1,6 +1,6 @@
 //! The operating system's files (Linux).
 
-use super::{Access, File, FileTime, LockMode, Vfs, holder, lock};
+use super::{Access, DirectVfs, File, FileTime, LockMode, Vfs, holder, lock};
 use rustix::fs::{
     Advice, FallocateFlags, FileType, Mode, OFlags, ResolveFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT,
 };
@@ -18,17 +18,7 @@ pub struct HostVfs;
 
 impl Vfs for HostVfs {
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn File>> {
-        let mode = match access {
-            Access::ReadOnly => OFlags::RDONLY,
-            Access::ReadWrite => OFlags::RDWR,
-        };
-        // NONBLOCK: opening a FIFO must not wait for a writer. It has no effect on regular files.
-        let fd = rustix::fs::open(
-            path,
-            mode | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY,
-            Mode::empty(),
-        )?;
-        regular(fd)
+        Ok(Arc::new(HostFile::open(path, access)?))
     }
 
     fn open_beneath(&self, folder: &Path, path: &Path) -> io::Result<Arc<dyn File>> {
@@ -37,7 +27,7 @@ impl Vfs for HostVfs {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         match rustix::fs::openat2(&folder, path, flags, Mode::empty(), resolve) {
-            Ok(fd) => regular(fd),
+            Ok(fd) => Ok(Arc::new(regular(fd)?)),
             Err(rustix::io::Errno::XDEV) => {
                 let what = "a link on its path leads out of the allowed folder";
                 Err(io::Error::new(io::ErrorKind::PermissionDenied, what))
@@ -71,6 +61,10 @@ impl Vfs for HostVfs {
         Ok(rustix::fs::fsync(fd)?)
     }
 
+    fn direct(&self) -> Option<Arc<dyn Vfs>> {
+        Some(Arc::new(DirectVfs))
+    }
+
     fn random_id(&self) -> io::Result<[u8; 16]> {
         let mut id = [0; 16];
         // The kernel never returns less than asked for up to 256 bytes once its pool is ready, and waits until it is.
@@ -87,9 +81,9 @@ impl Vfs for HostVfs {
 }
 
 /// Takes a descriptor that must be a regular file.
-fn regular(fd: OwnedFd) -> io::Result<Arc<dyn File>> {
+fn regular(fd: OwnedFd) -> io::Result<HostFile> {
     match FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) {
-        FileType::RegularFile => Ok(Arc::new(HostFile { fd })),
+        FileType::RegularFile => Ok(HostFile { fd }),
         other => Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             format!("it is a {other:?}, expected a regular file"),
@@ -99,8 +93,28 @@ fn regular(fd: OwnedFd) -> io::Result<Arc<dyn File>> {
 
 /// An open file of the host; one descriptor carries its writes, its syncs and its lock.
 #[derive(Debug)]
-struct HostFile {
+pub(super) struct HostFile {
     fd: OwnedFd,
+}
+
+impl HostFile {
+    pub(super) fn open(path: &Path, access: Access) -> io::Result<Self> {
+        let mode = match access {
+            Access::ReadOnly => OFlags::RDONLY,
+            Access::ReadWrite => OFlags::RDWR,
+        };
+        // NONBLOCK: opening a FIFO must not wait for a writer. It has no effect on regular files.
+        let fd = rustix::fs::open(
+            path,
+            mode | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY,
+            Mode::empty(),
+        )?;
+        regular(fd)
+    }
+
+    pub(super) fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
 }
 
 impl Drop for HostFile {

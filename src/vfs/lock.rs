@@ -56,6 +56,12 @@ pub(super) fn lock(fd: &OwnedFd, mode: LockMode) -> io::Result<()> {
     result
 }
 
+/// Takes the bytes of `mode` on a second descriptor of whoever holds them on another one.
+pub(super) fn join(fd: &OwnedFd, mode: LockMode) -> io::Result<()> {
+    let (used, denied) = mode.permissions();
+    take(fd, USED_BASE, used).and_then(|()| take(fd, DENIED_BASE, denied))
+}
+
 /// Gives all bytes back.
 pub(super) fn unlock(fd: &OwnedFd) -> io::Result<()> {
     set(fd, libc::F_UNLCK as c_short, USED_BASE, i64::from(DENIED_BASE - USED_BASE + PERMISSIONS))

@@ -4,6 +4,7 @@
 //! What the traits promise is what POSIX promises and no more: a write is in some cache until a sync returns, writes
 //! between two syncs reach the medium in any order and in any part, and a failed sync says nothing about what was kept.
 
+mod direct;
 mod holder;
 mod host;
 mod lock;
@@ -14,6 +15,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use direct::DirectVfs;
 pub use host::HostVfs;
 pub use lock::LockMode;
 
@@ -58,6 +60,11 @@ pub trait Vfs: Send + Sync + fmt::Debug {
     /// Makes the names in a directory durable.
     fn sync_dir(&self, directory: &Path) -> io::Result<()>;
 
+    /// The same files past the page cache, where there is such a way.
+    fn direct(&self) -> Option<Arc<dyn Vfs>> {
+        None
+    }
+
     /// 128 bits that nobody can guess.
     fn random_id(&self) -> io::Result<[u8; 16]>;
 
@@ -69,6 +76,11 @@ pub trait Vfs: Send + Sync + fmt::Debug {
 pub trait File: Send + Sync + fmt::Debug {
     /// Length in bytes.
     fn length(&self) -> io::Result<u64>;
+
+    /// Whether whole pages bypass the cache: reading back what was just written costs as much as any read.
+    fn is_direct(&self) -> bool {
+        false
+    }
 
     /// Reads at most `buf.len()` bytes; fewer at the end of the file or when interrupted, 0 only at the end.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
