@@ -229,10 +229,10 @@ impl Layer {
     /// which sectors are present.
     fn verify(&self, block: u32, mapping: Mapping) -> Result<Mapping> {
         let Mapping::Unverified(slot) = mapping else { return Ok(mapping) };
-        if self.place.slot_index(slot).is_some() && self.described {
-            self.verify_header(block, slot)?;
-        }
-        let bits = self.read_bitmap(slot)?;
+        let bits = match self.place.slot_index(slot).is_some() && self.described {
+            true => self.verify_header(block, slot)?,
+            false => self.read_bitmap(slot)?,
+        };
         let sectors = u32::try_from(u64::from(self.place.block_bytes) / vhd::SECTOR).unwrap_or(u32::MAX);
         let found = if bitmap::all_set(&bits, 0..sectors) {
             Mapping::Whole(slot)
@@ -246,13 +246,15 @@ impl Layer {
         Ok(found)
     }
 
-    fn verify_header(&self, block: u32, slot: u32) -> Result<()> {
+    /// Checks the header of a block on our grid; the bitmap from the same page, of which it is the end.
+    fn verify_header(&self, block: u32, slot: u32) -> Result<Vec<u8>> {
         let offset = self.place.block_page_offset(slot);
         let mut page = [0; PAGE_BYTES as usize];
         self.read_file(offset, &mut page)?;
         let found = match BlockHeader::parse(&page).map_err(|error| error.at(&self.path, offset))? {
             Some(h) if (h.page_offset, h.disk_id, h.block) == (offset, self.footer.unique_id, block) => {
-                return Ok(());
+                let start = page.len().saturating_sub(self.place.bitmap_bytes() as usize);
+                return Ok(page.get(start..).unwrap_or_default().to_vec());
             }
             Some(header) => format!("names block {} of disk {}", header.block, header.disk_id),
             None => "is missing".to_string(),
