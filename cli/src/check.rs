@@ -44,6 +44,7 @@ enum ExitStyle {
 /// fsck's exit codes, with those of every other verb where both have one.
 pub(crate) mod exit {
     pub(crate) const CLEAN: u8 = 0;
+    pub(crate) const CORRECTED: u8 = 1;
     pub(crate) const ERRORS_LEFT: u8 = 4;
     pub(crate) const OPERATIONAL: u8 = 8;
 }
@@ -96,7 +97,12 @@ pub(crate) fn fsck_code(report: &Report, strict: bool) -> u8 {
 }
 
 /// The report for a person.
-pub(crate) fn text(report: &Report) -> String {
+fn text(report: &Report) -> String {
+    findings(report) + &summary(report)
+}
+
+/// One line for each finding, and what they mean.
+pub(crate) fn findings(report: &Report) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
     for finding in report.findings() {
@@ -119,6 +125,11 @@ pub(crate) fn text(report: &Report) -> String {
             let _ = writeln!(text, "  {code} means: {}\n  repair {}", code.means(), code.repair());
         }
     }
+    text
+}
+
+/// The last line of a report.
+pub(crate) fn summary(report: &Report) -> String {
     let kind = report.disk_type.map_or("no usable disk".to_string(), |kind| format!("{kind} disk"));
     let counts = [Severity::Corruption, Severity::Risk, Severity::Leak, Severity::Note]
         .map(|severity| (severity, report.count_severity(severity)));
@@ -132,8 +143,7 @@ pub(crate) fn text(report: &Report) -> String {
         0 => String::new(),
         total => format!(", {} of {total} blocks in use", report.allocated_blocks),
     };
-    let _ = writeln!(text, "{}: {kind}{blocks}: {counts}", report.path.display());
-    text
+    format!("{}: {kind}{blocks}: {counts}\n", report.path.display())
 }
 
 fn plural(severity: Severity, count: u64) -> String {

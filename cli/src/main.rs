@@ -17,6 +17,7 @@ mod map;
 mod output;
 mod pid_file;
 mod progress;
+mod repair;
 mod serve;
 mod shutdown;
 mod size;
@@ -36,7 +37,7 @@ struct Arguments {
 }
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done, 1 failed, 16 used wrongly, 32 cancelled; check has those of fsck.
+Exit codes: 0 done, 1 failed, 16 used wrongly, 32 cancelled; check and repair have those of fsck.
 Sizes: bytes, or with a binary suffix: 512M, 64G, 1T.";
 
 #[derive(Debug, Subcommand)]
@@ -46,6 +47,7 @@ enum Verb {
     Info(info::Info),
     Map(map::Map),
     Check(check::Check),
+    Repair(repair::Repair),
     Serve(serve::Serve),
     Completions(completions::Completions),
     Man(man::Man),
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         Verb::Info(info) => info.run(),
         Verb::Map(map) => map.run(),
         Verb::Check(check) => return check.run(),
+        Verb::Repair(repair) => return repair.run(),
         Verb::Serve(serve) => serve.run(),
         Verb::Completions(completions) => completions.run(),
         Verb::Man(man) => man.run(),

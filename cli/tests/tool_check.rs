@@ -1,4 +1,4 @@
-//! `cowvhd check`: its exit codes and its JSON are what docs/tool.md says.
+//! `cowvhd check` and `cowvhd repair`: their exit codes and its JSON are what docs/tool.md says.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers are test code too")]
 
@@ -60,4 +60,49 @@ fn every_key_of_the_json_is_documented() {
     for key in json.as_object().unwrap().keys().chain(finding.as_object().unwrap().keys()) {
         assert!(document.contains(&format!("`{key}`")), "{key}");
     }
+}
+
+#[test]
+fn a_repair_is_planned_done_and_undone() {
+    let bench = damaged(12288, &[0; 512]);
+    let before = fs::read(bench.path("vm.vhd")).unwrap();
+    let read = || fs::read(bench.path("vm.vhd")).unwrap();
+    for arguments in [&["repair", "vm.vhd"][..], &["repair", "-n", "vm.vhd"]] {
+        let planned = bench.cowvhd(arguments);
+        assert_eq!(planned.code, 4, "{planned:?}");
+        assert!(planned.stdout.contains("\nwould do (-p): "), "{planned:?}");
+        assert!(read() == before && bench.names() == ["vm.vhd"]);
+    }
+    let done = bench.cowvhd(&["repair", "-p", "vm.vhd"]);
+    assert_eq!((done.code, done.stderr.as_str()), (1, ""), "{done:?}");
+    assert!(
+        done.stdout.contains("\nsaved in vm.vhd.undo\n") && done.stdout.ends_with("in order\n"),
+        "{done:?}"
+    );
+    assert_eq!(bench.cowvhd(&["repair", "-y", "vm.vhd"]).code, 0);
+    assert_eq!(bench.names(), ["vm.vhd", "vm.vhd.undo"]);
+    bench.cowvhd(&["repair", "--undo-apply", "vm.vhd.undo", "vm.vhd"]).must_be(0);
+    assert!(read() == before);
+
+    let again = bench.cowvhd(&["repair", "-y", "--json", "vm.vhd"]);
+    assert_eq!(again.code, 1);
+    let json: Value = serde_json::from_str(&again.stdout).unwrap();
+    assert_eq!((&json["changed"], &json["undo"]), (&Value::from(true), &Value::from("vm.vhd.undo-2")));
+    let document = include_str!("../../docs/tool.md");
+    for key in json.as_object().unwrap().keys() {
+        assert!(document.contains(&format!("`{key}`")), "{key}");
+    }
+    assert_eq!(bench.cowvhd(&["repair", "-n", "-y", "vm.vhd"]).code, 16);
+    assert_eq!(bench.cowvhd(&["repair", "-y", "none.vhd"]).code, 8);
+}
+
+#[test]
+fn going_back_over_later_changes_is_refused() {
+    let bench = damaged(12288, &[0; 512]);
+    assert_eq!(bench.cowvhd(&["repair", "-p", "vm.vhd"]).code, 1);
+    let repaired = fs::read(bench.path("vm.vhd")).unwrap();
+    fs::write(bench.path("vm.vhd"), &repaired).unwrap();
+    let undo = ["repair", "--undo-apply", "vm.vhd.undo", "vm.vhd"];
+    bench.cowvhd(&undo).must_say(8, &["changed after the repair", "--force"]);
+    assert_eq!(bench.cowvhd(&[&undo[..], &["--force"]].concat()).code, 0);
 }

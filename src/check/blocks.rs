@@ -28,6 +28,7 @@ pub(super) fn check(
     let mut pages = Vec::new();
     let mut clear = Vec::new();
     let mut whole = 0;
+    let mut last_allocation = 0;
     let mut bits = vec![0; image.place().bitmap_bytes() as usize];
     for extent in extents {
         let checker = BlockCheck { file, path, image, extent: *extent };
@@ -37,7 +38,7 @@ pub(super) fn check(
             continue;
         }
         let readable = match has_header {
-            true => checker.page(report, &mut bits, &mut pages),
+            true => checker.page(report, &mut bits, &mut pages, &mut last_allocation),
             false => checker.bitmap(report, &mut bits, &mut pages),
         };
         if !readable {
@@ -53,7 +54,7 @@ pub(super) fn check(
         let what = format!("all bits of all {whole} blocks are set");
         report.add(Code::BitmapsAllSet, "bitmap", image.place().table_end(), what);
     }
-    (image.bad_pages, image.clear_bits) = (pages, clear);
+    (image.bad_pages, image.clear_bits, image.last_allocation) = (pages, clear, last_allocation);
     Ok(())
 }
 
@@ -76,7 +77,13 @@ impl BlockCheck<'_> {
     }
 
     /// Reads and judges the page of a block of ours; its bitmap goes into `bits`.
-    fn page(&self, report: &mut Report, bits: &mut [u8], bad: &mut Vec<u32>) -> bool {
+    fn page(
+        &self,
+        report: &mut Report,
+        bits: &mut [u8],
+        bad: &mut Vec<u32>,
+        last_allocation: &mut u64,
+    ) -> bool {
         let (place, block) = (self.image.place(), self.extent.block);
         let at = place.block_page_offset(self.extent.entry);
         let mut page = [0; PAGE];
@@ -92,6 +99,7 @@ impl BlockCheck<'_> {
                 let disk_id = self.image.inspection.decision.footer.unique_id;
                 if (header.page_offset, header.disk_id, header.block) == (at, disk_id, block) {
                     self.allocation(report, &header, at);
+                    *last_allocation = header.allocation.max(*last_allocation);
                     bits.copy_from_slice(page.get(PAGE - bits.len()..).unwrap_or_default());
                     return true;
                 }

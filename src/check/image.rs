@@ -9,6 +9,7 @@ use crate::layer::{self, Condition, Foreign, Headers, Inspection};
 use crate::sync::Arc;
 use crate::vfs::{File, Vfs};
 use crate::vhd::{self, DiskType};
+use std::ops::Range;
 use std::path::Path;
 
 /// What was found, and the image itself as far as it could be read.
@@ -16,7 +17,6 @@ use std::path::Path;
 pub(super) struct Examined {
     pub(super) report: Report,
     /// `None` for a fixed disk, and where no footer and header can be used.
-    #[expect(dead_code, reason = "what a repair will start from")]
     pub(super) image: Option<Image>,
 }
 
@@ -37,6 +37,10 @@ pub(super) struct Image {
     pub(super) bad_pages: Vec<u32>,
     /// Blocks with clear bits that must be set.
     pub(super) clear_bits: Vec<u32>,
+    /// The highest allocation sequence in a header.
+    pub(super) last_allocation: u64,
+    /// Ranges of the file that belong to no block.
+    pub(super) gaps: Vec<Range<u64>>,
 }
 
 impl Image {
@@ -118,6 +122,8 @@ fn examine_blocks(
         bad_entries: Vec::new(),
         bad_pages: Vec::new(),
         clear_bits: Vec::new(),
+        last_allocation: 0,
+        gaps: Vec::new(),
     };
     prefer_proven_table(&mut report, file, path, &mut image)?;
     if image.inspection.foreign == Foreign::StructureChanged && !image.rebuilt {
@@ -131,7 +137,7 @@ fn examine_blocks(
     {
         locators::check(&mut report, file, path, &image, &extents)?;
     }
-    space::check(&mut report, file, path, &image, &extents)?;
+    space::check(&mut report, file, path, &mut image, &extents)?;
     Ok(Examined { report, image: Some(image) })
 }
 
@@ -144,7 +150,8 @@ fn prefer_proven_table(report: &mut Report, file: &dyn File, path: &Path, image:
     if !closed || layer::entries_crc(&image.entries) == expected {
         return Ok(());
     }
-    let found = slots::scan(file, path, &image.inspection)?;
+    let disk_id = image.inspection.decision.footer.unique_id;
+    let found = slots::scan(file, path, image.place(), disk_id)?;
     let rebuilt = found.table(image.place());
     let file_bytes = image.inspection.headers.file_bytes;
     if layer::entries_crc(&rebuilt) != expected || !found.explain(&image.entries, image.place(), file_bytes) {

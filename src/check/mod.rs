@@ -17,12 +17,14 @@ mod footer;
 mod headers;
 mod image;
 mod locators;
+mod repair;
 mod report;
 mod slots;
 mod space;
 mod table;
 
 pub use code::{Code, Severity};
+pub use repair::{Consent, Repair, Step, plan, repair, undo};
 pub use report::{Finding, Report};
 
 use crate::error::{Error, Result};

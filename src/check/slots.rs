@@ -5,9 +5,9 @@
 
 use crate::error::{Error, Result};
 use crate::ext::{BlockHeader, Placement};
-use crate::layer::Inspection;
 use crate::vfs::{File, FileExt};
-use crate::vhd;
+use crate::vhd::{self, UniqueId};
+use std::collections::HashMap;
 use std::path::Path;
 
 /// The slot that holds a block, by its header.
@@ -20,12 +20,27 @@ pub(super) struct Found {
 }
 
 /// For every block the best header.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct FoundSlots {
     by_block: Vec<Option<Found>>,
 }
 
 impl FoundSlots {
+    /// What the headers say of a block.
+    pub(super) fn get(&self, block: u32) -> Option<Found> {
+        self.by_block.get(block as usize).copied().flatten()
+    }
+
+    /// The block that each slot holds.
+    pub(super) fn holders(&self) -> HashMap<u32, u32> {
+        (0..).zip(&self.by_block).filter_map(|(block, found)| Some(((*found)?.slot, block))).collect()
+    }
+
+    /// The highest allocation sequence.
+    pub(super) fn last_allocation(&self) -> u64 {
+        self.by_block.iter().flatten().map(|found| found.allocation).max().unwrap_or(0)
+    }
+
     /// Whether a table that differs from the one the headers give was damaged, rather than changed: no entry that differs
     /// names a place off the grid where a block could be. Another program that moved a block there left its header behind.
     pub(super) fn explain(&self, table: &[u32], place: &Placement, file_bytes: u64) -> bool {
@@ -55,9 +70,7 @@ impl FoundSlots {
 }
 
 /// Reads the header of every slot within the file. Costs one small read for each slot that is no hole.
-pub(super) fn scan(file: &dyn File, path: &Path, inspection: &Inspection) -> Result<FoundSlots> {
-    let place = &inspection.place;
-    let disk_id = inspection.decision.footer.unique_id;
+pub(super) fn scan(file: &dyn File, path: &Path, place: &Placement, disk_id: UniqueId) -> Result<FoundSlots> {
     let mut by_block: Vec<Option<Found>> = vec![None; place.table_entries as usize];
     let mut index = 0;
     while let Some(slot) = place.slot_entry(index) {

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::layer::Condition;
 use crate::vfs::File;
 use crate::vhd::{self, Footer};
+use std::ops::Range;
 use std::path::Path;
 
 /// Checks what lies between and behind `extents`, which are in the order of the file.
@@ -15,10 +16,10 @@ pub(super) fn check(
     report: &mut Report,
     file: &dyn File,
     path: &Path,
-    image: &Image,
+    image: &mut Image,
     extents: &[Extent],
 ) -> Result<()> {
-    let place = image.place();
+    let place = *image.place();
     let stride = vhd::bat::block_stride(place.block_bytes);
     let file_bytes = image.inspection.headers.file_bytes;
     let ours = image.inspection.decision.superblock.is_some();
@@ -28,7 +29,7 @@ pub(super) fn check(
         (false, Some(first)) => place.bitmap_offset(first.entry),
         (false, None) => place.table_end(),
     };
-    let mut leaks = Leaks { file, path, gaps: 0, bytes: 0, first: None };
+    let mut leaks = Leaks { file, path, gaps: Vec::new(), bytes: 0 };
     for extent in extents {
         // A block of ours begins with its page.
         let start = match ours && place.slot_index(extent.entry).is_some() {
@@ -53,10 +54,11 @@ pub(super) fn check(
         _ => {}
     }
     report.leaked_bytes = leaks.bytes;
-    if let Some(first) = leaks.first {
-        let what = format!("{} bytes in {} places", leaks.bytes, leaks.gaps);
-        report.add(Code::LeakedSpace, "unused space", first, what);
+    if let Some(first) = leaks.gaps.first() {
+        let what = format!("{} bytes in {} places", leaks.bytes, leaks.gaps.len());
+        report.add(Code::LeakedSpace, "unused space", first.start, what);
     }
+    image.gaps = leaks.gaps;
     Ok(())
 }
 
@@ -64,9 +66,8 @@ pub(super) fn check(
 struct Leaks<'a> {
     file: &'a dyn File,
     path: &'a Path,
-    gaps: u64,
+    gaps: Vec<Range<u64>>,
     bytes: u64,
-    first: Option<u64>,
 }
 
 impl Leaks<'_> {
@@ -80,11 +81,12 @@ impl Leaks<'_> {
                 .map_err(|error| Error::io(self.path, format!("looking for data at offset {at}"), error))?;
             let Some(data) = next.filter(|data| data.start < to) else { break };
             let (start, end) = (data.start.max(at), data.end.min(to));
-            self.first = self.first.or(Some(start));
             self.bytes += end.saturating_sub(start);
             at = end.max(at + 1);
         }
-        self.gaps += u64::from(self.bytes > before);
+        if self.bytes > before {
+            self.gaps.push(from..to);
+        }
         Ok(())
     }
 }

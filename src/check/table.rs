@@ -22,7 +22,6 @@ pub(super) struct Extent {
 /// Checks all entries; returns the blocks whose entries can be right, in the order of the file.
 pub(super) fn check(report: &mut Report, image: &mut Image) -> Vec<Extent> {
     let areas = metadata(image);
-    let file_end = file_end(image);
     let place = *image.place();
     let blocks = image.disk_blocks();
     let mut extents = Vec::new();
@@ -40,6 +39,7 @@ pub(super) fn check(report: &mut Report, image: &mut Image) -> Vec<Extent> {
             let what = format!("entry {block} is sector {entry}; the disk has {blocks} blocks");
             report.push(finding(Code::BatBeyondDisk, what));
         }
+        let file_end = file_end(image, entry);
         if end > file_end {
             let what =
                 format!("block {block} is at offset {start} and ends at {end}, past the end at {file_end}");
@@ -83,11 +83,13 @@ pub(super) fn check(report: &mut Report, image: &mut Image) -> Vec<Extent> {
     extents
 }
 
-/// Blocks end before this: the end of the file, or what a recovery may extend it to.
-fn file_end(image: &Image) -> u64 {
-    match image.inspection.decision.condition {
-        Condition::Clean => image.inspection.headers.file_bytes,
-        _ => u64::MAX,
+/// Blocks end before this. A file that was not closed may be shorter than the blocks that its journal maps; these are on the
+/// grid, and their headers are looked at.
+fn file_end(image: &Image, entry: u32) -> u64 {
+    let closed = image.inspection.decision.condition == Condition::Clean;
+    match closed || image.place().slot_index(entry).is_none() {
+        true => image.inspection.headers.file_bytes,
+        false => u64::MAX,
     }
 }
 

@@ -15,7 +15,8 @@ pub use entry::{
 };
 pub use lineage::{Lineage, Name, SealId};
 pub use place::{
-    BAT_ROOM_BYTES, HEADER_BACKUP_OFFSET, LOCATORS_OFFSET, PAGE_BYTES, Placement, SUPERBLOCK_OFFSETS,
+    BAT_ROOM_BYTES, HEADER_BACKUP_OFFSET, LOCATORS_OFFSET, PAGE_BYTES, Placement, RING_OFFSET,
+    SUPERBLOCK_OFFSETS,
 };
 pub use registry::{Child, REGISTRY_BYTES, REGISTRY_OFFSETS, Registry};
 pub use superblock::{Fingerprint, State, Superblock, SuperblockError, feature};

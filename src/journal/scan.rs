@@ -68,6 +68,18 @@ impl Scan {
         Ok(Scan { ring, live })
     }
 
+    /// What can still be read of a ring with a gap: all valid entries from the lower tail on, whatever is missing between them.
+    /// For a repair alone, after [`Scan::new`] has failed.
+    pub(crate) fn with_gaps(ring: Vec<u8>, superblock: &Superblock) -> Self {
+        let mut live: Vec<EntryHeader> = valid_entries(&ring, superblock.session).into_values().collect();
+        live.sort_by_key(|entry| entry.sequence);
+        if let Some(newest) = live.last().copied() {
+            let tail = newest.meta_tail.sequence.min(newest.data_tail.sequence);
+            live.retain(|entry| entry.sequence >= tail);
+        }
+        Scan { ring, live }
+    }
+
     /// The newest valid entry.
     pub(crate) fn newest(&self) -> Option<&EntryHeader> {
         self.live.last()

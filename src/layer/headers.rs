@@ -326,7 +326,8 @@ impl Decision {
 
 /// The smallest ring that holds the reserve for images and entries beside it, in bytes.
 pub(crate) const MIN_RING_BYTES: u64 = 32 * PAGE_BYTES;
-const MAX_RING_BYTES: u64 = 16 << 20;
+/// The largest ring, in bytes: bounds the memory of a scan.
+pub(crate) const MAX_RING_BYTES: u64 = 16 << 20;
 /// From the start of the BAT to the first slot; bounds the memory that a table takes, whatever length a sparse file claims.
 const MAX_TABLE_ROOM_BYTES: u64 = 16 << 20;
 /// A block page is at most half bitmap, so that the header has room.

@@ -6,9 +6,9 @@ use super::overlay::Overlay;
 use super::{recover, table};
 use crate::error::{Error, Result};
 use crate::ext::Placement;
-use crate::journal::BlockPage;
+use crate::journal::{BlockPage, Scan};
 use crate::sync::Arc;
-use crate::vfs::{File, Vfs};
+use crate::vfs::{File, FileExt, Vfs};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -24,7 +24,7 @@ pub(crate) struct Inspection {
     pub(crate) pages: BTreeMap<u64, BlockPage>,
     /// What a replay would write, guest data included.
     pub(crate) overlay: Overlay,
-    /// Why the journal cannot be replayed; the rest is then as the file has it.
+    /// Why the journal cannot be replayed; the rest is then as its whole entries leave it.
     pub(crate) journal: Option<Error>,
     /// What another program did to it.
     pub(crate) foreign: Foreign,
@@ -44,14 +44,12 @@ impl Inspection {
         let mut journal = None;
         let mut replayed = None;
         if opening.decision.condition == Condition::Dirty {
-            match recover::scan_ring(&opening).and_then(|scan| {
-                let replay = recover::replay(&opening, &scan)?;
-                let overlay = Overlay::new(&place, &replay);
-                let (table, pages) = replay.into_metadata();
-                Ok((table, pages, overlay))
-            }) {
+            match recover::scan_ring(&opening).and_then(|scan| replayed_metadata(&opening, &scan)) {
                 Ok(metadata) => replayed = Some(metadata),
-                Err(error @ Error::Damaged { .. }) => journal = Some(error),
+                Err(error @ Error::Damaged { .. }) => {
+                    journal = Some(error);
+                    replayed = replay_with_gaps(&opening);
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -73,4 +71,21 @@ impl Inspection {
         self.decision.superblock.is_some_and(|(superblock, _)| !superblock.foreign_blocks)
             && self.foreign != Foreign::StructureChanged
     }
+}
+
+type Metadata = (Vec<u8>, BTreeMap<u64, BlockPage>, Overlay);
+
+fn replayed_metadata(opening: &Opening, scan: &Scan) -> Result<Metadata> {
+    let replay = recover::replay(opening, scan)?;
+    let overlay = Overlay::new(&opening.place, &replay);
+    let (table, pages) = replay.into_metadata();
+    Ok((table, pages, overlay))
+}
+
+/// The same with the entries that are whole, if they make sense together.
+fn replay_with_gaps(opening: &Opening) -> Option<Metadata> {
+    let (superblock, _) = opening.decision.superblock?;
+    let mut ring = vec![0; superblock.ring_bytes as usize];
+    opening.file.read_or_zero_at(&mut ring, superblock.ring_offset).ok()?;
+    replayed_metadata(opening, &Scan::with_gaps(ring, &superblock)).ok()
 }

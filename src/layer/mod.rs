@@ -29,7 +29,9 @@ mod write;
 pub(crate) use below::{Below, Nothing};
 pub(crate) use create::{CreateParameters, ParentLink, create};
 pub(crate) use fixed::{Fixed, FixedEnd, create_fixed, fixed_footer};
-pub(crate) use headers::{Condition, Decision, Headers};
+pub(crate) use headers::{
+    Condition, Decision, HEADER_OFFSET, Headers, MAX_RING_BYTES, MIN_RING_BYTES, pair_bytes,
+};
 pub(crate) use image::{Image, lock, open};
 pub(crate) use inspect::Inspection;
 pub(crate) use map::Mapping;

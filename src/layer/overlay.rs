@@ -41,6 +41,11 @@ impl Overlay {
         }
     }
 
+    /// All sectors, by file offset.
+    pub(crate) fn sectors(&self) -> impl Iterator<Item = (u64, &[u8; SECTOR_BYTES])> + '_ {
+        self.sectors.iter().map(|(&index, content)| (index * SECTOR, &**content))
+    }
+
     /// Lays the overlay over `buf`, which was read from file offset `offset`.
     pub(crate) fn apply(&self, offset: u64, buf: &mut [u8]) {
         if self.sectors.is_empty() {

@@ -1,0 +1,91 @@
+//! A file whose bytes are saved in an undo file before they change, whoever changes them: the repair itself, or an open that
+//! recovers the image.
+
+use super::undo::UndoFile;
+use crate::sync::{Arc, Mutex};
+use crate::vfs::{File, FileTime, LockMode};
+use std::io;
+use std::ops::Range;
+
+/// The image. Whoever made this holds its lock; locking it again succeeds, and giving the lock back is left to the owner.
+#[derive(Debug)]
+pub(super) struct GuardedFile {
+    pub(super) inner: Arc<dyn File>,
+    pub(super) undo: Mutex<UndoFile>,
+}
+
+impl GuardedFile {
+    /// Saves what many ranges hold with one sync, so that changing them later costs none.
+    pub(super) fn save(&self, ranges: &[Range<u64>]) -> io::Result<()> {
+        self.undo.lock().save(&*self.inner, ranges)
+    }
+
+    fn save_one(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.save(std::slice::from_ref(&(offset..offset.saturating_add(length))))
+    }
+}
+
+impl File for GuardedFile {
+    fn length(&self) -> io::Result<u64> {
+        self.inner.length()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.inner.read_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
+        self.save_one(offset, buf.len() as u64)?;
+        self.inner.write_at(buf, offset)
+    }
+
+    fn write_durable_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.save_one(offset, buf.len() as u64)?;
+        self.inner.write_durable_at(buf, offset)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.inner.sync_data()
+    }
+
+    fn forget_cached(&self, length: u64) -> io::Result<()> {
+        self.inner.forget_cached(length)
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        let now = self.inner.length()?;
+        if length < now {
+            self.save_one(length, now - length)?;
+        }
+        self.inner.set_len(length)
+    }
+
+    fn punch_hole(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.save_one(offset, length)?;
+        self.inner.punch_hole(offset, length)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        self.inner.next_data(offset)
+    }
+
+    fn allocated_bytes(&self) -> io::Result<u64> {
+        self.inner.allocated_bytes()
+    }
+
+    fn modified(&self) -> io::Result<FileTime> {
+        self.inner.modified()
+    }
+
+    fn set_modified(&self, time: FileTime) -> io::Result<()> {
+        self.inner.set_modified(time)
+    }
+
+    fn lock(&self, _mode: LockMode) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn unlock(&self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,277 @@
+//! Repairing an image: in steps, each of which leaves it no worse, with every replaced byte saved first.
+//!
+//! ```text
+//! examine ──▶ the first kind of step that applies ──▶ its bytes saved, then written, synced ──▶ examine again ──▶ …
+//! ```
+//!
+//! Kinds, in this order: copies of footer and header · superblocks and journal · the table · block pages · the mark of a failed
+//! sync · an ordinary open and close, which recovers, writes all copies again and gives space back. Each step starts from what
+//! the file holds, so a repair that was cut goes on when it is run again. To show what would be done, the same runs over
+//! a view of the file in memory.
+
+mod clone;
+mod copies;
+mod guarded;
+mod one_file;
+mod pages;
+mod ranges;
+mod shadow;
+mod superblocks;
+mod table;
+mod undo;
+
+use super::image::{self, Examined};
+use super::report::Report;
+use crate::error::{Error, Result};
+use crate::layer::{self, Image};
+use crate::sync::{Arc, Mutex};
+use crate::vfs::{Access, File, FileExt, Vfs};
+use crate::vhd::UniqueId;
+use guarded::GuardedFile;
+use one_file::OneFile;
+use shadow::Shadow;
+use std::ops::Range;
+use std::path::Path;
+use undo::{Before, UndoFile};
+
+/// How far a repair may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Consent {
+    /// Steps that lose nothing.
+    Safe,
+    /// All steps.
+    All,
+}
+
+/// One step of a repair.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// What is done, and to what.
+    pub what: String,
+    /// It loses nothing, whatever the truth is.
+    pub safe: bool,
+}
+
+/// What a repair did, or would do.
+#[derive(Debug, Clone)]
+pub struct Repair {
+    /// What was found before.
+    pub before: Report,
+    /// The steps, in order.
+    pub steps: Vec<Step>,
+    /// What is found afterwards.
+    pub after: Report,
+}
+
+impl Repair {
+    /// Whether anything was changed, or would be.
+    pub fn changes(&self) -> bool {
+        !self.steps.is_empty()
+    }
+
+    /// Whether nothing worse than leaks is left.
+    pub fn is_sound(&self) -> bool {
+        self.after.is_sound()
+    }
+}
+
+/// Says what a repair of the image at `path` would do, without changing it.
+///
+/// Takes the lock of a writer: what is planned for an image that somebody changes means nothing.
+pub fn plan(vfs: Arc<dyn Vfs>, path: &Path, consent: Consent) -> Result<Repair> {
+    let file = lock(&*vfs, path)?;
+    plan_locked(vfs, path, &file, consent)
+}
+
+/// Repairs the image at `path`. What is replaced is saved in the new file `undo` first, durably; nothing is made where there is
+/// nothing to do. An undo file that a killed repair of this image left unfinished is continued; any other file of that
+/// name is an error ([`ErrorKind::Exists`](crate::ErrorKind::Exists)).
+pub fn repair(vfs: Arc<dyn Vfs>, path: &Path, consent: Consent, undo: &Path) -> Result<Repair> {
+    let file = lock(&*vfs, path)?;
+    let plan = plan_locked(Arc::clone(&vfs), path, &file, consent)?;
+    if !plan.changes() {
+        return Ok(plan);
+    }
+    let io = |error| Error::io(path, "looking at the image", error);
+    let before = Before {
+        file_bytes: file.length().map_err(io)?,
+        modified: file.modified().map_err(io)?,
+        disk_id: disk_id(&*file, path)?,
+    };
+    let undo = UndoFile::open(&*vfs, undo, before)?;
+    let guarded = Arc::new(GuardedFile { inner: file, undo: Mutex::new(undo) });
+    let target = Target { vfs, path, file: Arc::clone(&guarded) as Arc<dyn File>, guard: Some(&guarded) };
+    let repaired = target.run(consent)?;
+    guarded.undo.lock().finish(&*guarded.inner)?;
+    Ok(repaired)
+}
+
+/// Restores the image at `path` to what it was before the repair that wrote `undo`, bit by bit; may be repeated. Fails if the
+/// image was changed after the repair, unless `force` says that those changes may be lost.
+pub fn undo(vfs: Arc<dyn Vfs>, undo: &Path, path: &Path, force: bool) -> Result<()> {
+    undo::apply(&*vfs, undo, path, force)
+}
+
+fn lock(vfs: &dyn Vfs, path: &Path) -> Result<Arc<dyn File>> {
+    let file =
+        vfs.open(path, Access::ReadWrite).map_err(|error| Error::io(path, "opening the image", error))?;
+    layer::lock(&*file, path, Access::ReadWrite)?;
+    Ok(file)
+}
+
+fn plan_locked(vfs: Arc<dyn Vfs>, path: &Path, file: &Arc<dyn File>, consent: Consent) -> Result<Repair> {
+    let shadow =
+        Shadow::new(Arc::clone(file)).map_err(|error| Error::io(path, "looking at the image", error))?;
+    Target { vfs, path, file: Arc::new(shadow), guard: None }.run(consent)
+}
+
+/// The id by which an undo file knows its image.
+fn disk_id(file: &dyn File, path: &Path) -> Result<UniqueId> {
+    let headers = layer::Headers::read(file, path)?;
+    Ok(headers.decide(path).map_or(UniqueId::default(), |decision| decision.footer.unique_id))
+}
+
+/// What is to be written, in order. What stands in one piece of work is synced before the next is begun.
+#[derive(Debug, Default)]
+struct Work {
+    what: String,
+    safe: bool,
+    /// The file is to be at least so long, before anything is written.
+    length: Option<u64>,
+    /// Copies within the file, made and synced before the writes: (from, to, length).
+    copies: Vec<(u64, u64, u64)>,
+    writes: Vec<(u64, Vec<u8>)>,
+    /// Ranges that become zeros and give their space back.
+    punches: Vec<Range<u64>>,
+    /// The image is opened and closed.
+    reopen: bool,
+}
+
+/// A file that is repaired, or a view of it.
+struct Target<'a> {
+    vfs: Arc<dyn Vfs>,
+    path: &'a Path,
+    file: Arc<dyn File>,
+    guard: Option<&'a GuardedFile>,
+}
+
+/// More rounds than any repair needs: each kind of step once, and again where one brings another to light.
+const MAX_ROUNDS: usize = 16;
+
+impl Target<'_> {
+    fn examine(&self) -> Result<Examined> {
+        image::examine(Arc::clone(&self.vfs), Arc::clone(&self.file), self.path)
+    }
+
+    fn run(&self, consent: Consent) -> Result<Repair> {
+        let mut examined = self.examine()?;
+        let before = examined.report.clone();
+        let mut steps: Vec<Step> = Vec::new();
+        let mut tried: Vec<String> = Vec::new();
+        for _ in 0..MAX_ROUNDS {
+            let works = self.works(&examined, consent, &tried)?;
+            if works.is_empty() {
+                break;
+            }
+            for work in works {
+                tried.push(work.what.clone());
+                if self.perform(&work, &examined)? {
+                    steps.push(Step { what: work.what, safe: work.safe });
+                }
+            }
+            examined = self.examine()?;
+        }
+        Ok(Repair { before, steps, after: examined.report })
+    }
+
+    /// The work of the first kind that there is any of. Nothing is done twice in the same words.
+    fn works(&self, examined: &Examined, consent: Consent, tried: &[String]) -> Result<Vec<Work>> {
+        let allowed = |works: Vec<Work>| -> Vec<Work> {
+            let new = |work: &Work| !tried.contains(&work.what);
+            works.into_iter().filter(|work| (work.safe || consent == Consent::All) && new(work)).collect()
+        };
+        let copies = allowed(copies::works(examined, &*self.file, self.path)?);
+        if !copies.is_empty() {
+            return Ok(copies);
+        }
+        let superblocks = allowed(superblocks::works(examined, &*self.file, self.path)?);
+        if !superblocks.is_empty() {
+            return Ok(superblocks);
+        }
+        let Some(image) = &examined.image else { return Ok(Vec::new()) };
+        for kind in [table::works, pages::works, superblocks::finish] {
+            let works = allowed(kind(image, &examined.report, &*self.file, self.path)?);
+            if !works.is_empty() {
+                return Ok(works);
+            }
+        }
+        Ok(allowed(superblocks::reopen(image, &examined.report, &*self.file, self.path, !tried.is_empty())?))
+    }
+
+    /// Does a piece of work; false where it turned out that it cannot be done.
+    fn perform(&self, work: &Work, examined: &Examined) -> Result<bool> {
+        let io = |error| Error::io(self.path, format!("repairing ({})", work.what), error);
+        if work.reopen {
+            self.save_what_recovery_writes(examined).map_err(io)?;
+            let vfs = OneFile {
+                inner: Arc::clone(&self.vfs),
+                path: self.path.to_path_buf(),
+                file: Arc::clone(&self.file),
+            };
+            // Nothing is read of a parent: it need not be there.
+            let opened = layer::open(Arc::new(vfs), self.path, Access::ReadWrite, |_, _, _| Ok(()));
+            let closed = opened.and_then(|(image, _)| match image {
+                Image::Dynamic(layer) => layer.close(),
+                Image::Fixed(fixed) => fixed.close(),
+            });
+            return match closed {
+                Ok(()) => Ok(true),
+                // What is left of the damage is in the report that follows.
+                Err(Error::Damaged { .. } | Error::Format { .. } | Error::Unsupported { .. }) => Ok(false),
+                Err(error) => Err(error),
+            };
+        }
+        let mut ranges: Vec<Range<u64>> = work.punches.clone();
+        ranges.extend(work.writes.iter().map(|(at, bytes)| *at..at + bytes.len() as u64));
+        ranges.extend(work.copies.iter().map(|&(_, to, length)| to..to + length));
+        self.save(&ranges).map_err(io)?;
+        if let Some(length) = work.length
+            && self.file.length().map_err(io)? < length
+        {
+            self.file.set_len(length).map_err(io)?;
+        }
+        for &(from, to, length) in &work.copies {
+            clone::copy(&*self.file, from, to, length).map_err(io)?;
+        }
+        if !work.copies.is_empty() {
+            self.file.sync_data().map_err(io)?;
+        }
+        for (at, bytes) in &work.writes {
+            self.file.write_all_at(bytes, *at).map_err(io)?;
+        }
+        for range in &work.punches {
+            clone::clear(&*self.file, range.clone()).map_err(io)?;
+        }
+        self.file.sync_data().map_err(io)?;
+        Ok(true)
+    }
+
+    fn save(&self, ranges: &[Range<u64>]) -> std::io::Result<()> {
+        match self.guard {
+            Some(guard) => guard.save(ranges),
+            None => Ok(()),
+        }
+    }
+
+    /// With one sync of the undo file instead of one for each page.
+    fn save_what_recovery_writes(&self, examined: &Examined) -> std::io::Result<()> {
+        let Some(image) = &examined.image else { return Ok(()) };
+        let place = image.place();
+        let mut ranges = Vec::new();
+        ranges.push(0..place.slot_origin);
+        ranges.extend(image.inspection.pages.keys().map(|&at| at..at + crate::ext::PAGE_BYTES));
+        ranges.extend(image.inspection.overlay.sectors().map(|(at, sector)| at..at + sector.len() as u64));
+        ranges.extend(image.gaps.iter().cloned());
+        self.save(&ranges)
+    }
+}

@@ -1,0 +1,182 @@
+//! Repair on a medium that loses power: cut at every step, and the repair after that again. In every state another repair ends
+//! with all of the guest's content, nothing is worse than before, and undoing restores the damaged bytes.
+
+#![cfg(feature = "sim")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use cowvhd::check::{Consent, Severity, check, repair, undo};
+use cowvhd::sim::{CrashPoint, CrashState, Rng, SimVfs};
+use cowvhd::vfs::{Access, Vfs};
+use cowvhd::{CreateOptions, OpenOptions};
+use std::path::Path;
+use std::sync::Arc;
+
+const IMAGE: &str = "/disk.vhd";
+const UNDO: &str = "/disk.vhd.undo";
+const BLOCK: u64 = 16 << 10;
+const TABLE: u64 = 1 << 20;
+const SLOTS: u64 = 5 << 20;
+const STRIDE: u64 = BLOCK + 4096;
+
+fn image(closed: bool) -> (SimVfs, Vec<u8>) {
+    let vfs = SimVfs::new(7);
+    let path = Path::new(IMAGE);
+    let shared: Arc<dyn Vfs> = Arc::new(vfs.clone());
+    CreateOptions::new(8 * BLOCK)
+        .test_geometry(BLOCK as u32, 128 << 10)
+        .vfs(Arc::clone(&shared))
+        .create(path)
+        .unwrap();
+    let disk = OpenOptions::new().vfs(Arc::clone(&shared)).open(path).unwrap();
+    for block in [0, 1, 3, 6, 7] {
+        disk.write_at(&vec![block as u8 + 1; 6144], block * BLOCK + 1024 * block).unwrap();
+    }
+    disk.discard(3 * BLOCK, BLOCK).unwrap();
+    disk.flush().unwrap();
+    if closed {
+        disk.close().unwrap();
+    } else {
+        // A checkpoint, and something behind it.
+        disk.write_at(&[9; 512], 7 * BLOCK).unwrap();
+        disk.flush().unwrap();
+    }
+    drop(disk);
+    let content = content(&vfs);
+    (vfs, content)
+}
+
+fn content(vfs: &SimVfs) -> Vec<u8> {
+    let disk = OpenOptions::new().vfs(Arc::new(vfs.clone())).read_only(true).open(Path::new(IMAGE)).unwrap();
+    let mut content = vec![0xee; disk.size() as usize];
+    disk.read_at(&mut content, 0).unwrap();
+    content
+}
+
+/// The files as they are, on a medium of their own, nothing pending.
+fn copy(vfs: &SimVfs) -> SimVfs {
+    let mut copies = Vec::new();
+    let file = vfs.open(Path::new(IMAGE), Access::ReadWrite).unwrap();
+    file.sync_data().unwrap();
+    vfs.crash_now().for_each_state(0, 1, |state| {
+        copies.push(state.to_vfs(1));
+        false
+    });
+    copies.pop().unwrap()
+}
+
+struct Explorer {
+    content: Vec<u8>,
+    damaged: Vec<u8>,
+    before: Option<Severity>,
+    states: u64,
+}
+
+impl Explorer {
+    fn explore(&mut self, points: &[CrashPoint], seed: u64, limit: usize, depth: u32, what: &str) {
+        let mut rng = Rng::new(seed);
+        for (number, point) in points.iter().enumerate() {
+            // Deeper down a few points are enough: every cut of the first repair leads there.
+            if depth == 0 && !rng.one_in(3) {
+                continue;
+            }
+            point.for_each_state(rng.next_u64(), limit, |state| {
+                self.judge(&state, depth, &format!("{what}, cut {number}"));
+                true
+            });
+        }
+    }
+
+    fn judge(&mut self, state: &CrashState, depth: u32, what: &str) {
+        self.states += 1;
+        let path = Path::new(IMAGE);
+        let vfs = state.to_vfs(state.hash);
+        let found = check(Arc::new(vfs.clone()), path).unwrap_or_else(|error| panic!("{what}: {error}"));
+        // A copy that is being written may be torn; another one counts.
+        assert!(
+            found.worst() <= self.before.max(Some(Severity::Risk)),
+            "{what}: worse: {:#?}",
+            found.findings()
+        );
+
+        let back = state.to_vfs(state.hash);
+        if back.open(Path::new(UNDO), Access::ReadOnly).is_ok() {
+            undo(Arc::new(back.clone()), Path::new(UNDO), path, true).unwrap();
+        }
+        let restored = back.content(path).unwrap();
+        if restored != self.damaged {
+            let at = restored.iter().zip(&self.damaged).position(|(a, b)| a != b);
+            let has_undo = back.open(Path::new(UNDO), Access::ReadOnly).is_ok();
+            panic!(
+                "{what}: undoing left a difference at {at:?}, lengths {} and {}, undo file: {has_undo}",
+                restored.len(),
+                self.damaged.len()
+            );
+        }
+
+        vfs.record(depth > 0);
+        let shared: Arc<dyn Vfs> = Arc::new(vfs.clone());
+        // One that was cut behind its last record is complete.
+        let (again, saved) = match repair(Arc::clone(&shared), path, Consent::All, Path::new(UNDO)) {
+            Err(error) if error.kind() == cowvhd::ErrorKind::Exists => {
+                (repair(shared, path, Consent::All, Path::new("/second.undo")), false)
+            }
+            result => (result, true),
+        };
+        let again = again.unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert!(again.is_sound(), "{what}: {:#?} {:#?}", again.steps, again.after.findings());
+        assert!(content(&vfs) == self.content, "{what}: {:#?}", again.steps);
+        let points = vfs.take_crash_points();
+        if saved && again.changes() && depth > 0 {
+            self.explore(&points, state.hash, 2, depth - 1, what);
+        }
+    }
+}
+
+fn cut_everywhere(closed: bool, cases: &[(&str, &[(u64, u64)])]) {
+    let (good, content) = image(closed);
+    for (name, ranges) in cases {
+        for byte in [0x00, 0xd7] {
+            let vfs = copy(&good);
+            for &(at, length) in *ranges {
+                vfs.corrupt(Path::new(IMAGE), at, &vec![byte; length as usize]);
+            }
+            let shared: Arc<dyn Vfs> = Arc::new(vfs.clone());
+            let before = check(Arc::clone(&shared), Path::new(IMAGE)).unwrap().worst();
+            let damaged = vfs.content(Path::new(IMAGE)).unwrap();
+            vfs.record(true);
+            let repaired = repair(shared, Path::new(IMAGE), Consent::All, Path::new(UNDO)).unwrap();
+            assert!(repaired.is_sound() && repaired.changes(), "{name}: {:?}", repaired.after.findings());
+            let mut points = vfs.take_crash_points();
+            points.push(vfs.crash_now());
+            let mut explorer = Explorer { content: content.clone(), damaged, before, states: 0 };
+            explorer.explore(&points, 1, 6, 1, &format!("{name} {byte:#x}"));
+            assert!(explorer.states > 20, "{name}: {} states", explorer.states);
+        }
+    }
+}
+
+#[test]
+fn a_closed_image() {
+    let end = {
+        let (vfs, _) = image(true);
+        vfs.content(Path::new(IMAGE)).unwrap().len() as u64 - 512
+    };
+    cut_everywhere(
+        true,
+        &[
+            ("start", &[(0, 4096)]),
+            ("a superblock", &[(4096, 4096)]),
+            ("both superblocks", &[(4096, 8192)]),
+            ("table", &[(TABLE, 4096)]),
+            ("a part of the table", &[(TABLE, 8)]),
+            ("a block page", &[(SLOTS + STRIDE, 4096)]),
+            ("a bitmap", &[(SLOTS + 3584, 512)]),
+            ("start, table and footer", &[(0, 4096), (TABLE, 4096), (end, 512)]),
+        ],
+    );
+}
+
+#[test]
+fn an_image_that_was_not_closed() {
+    cut_everywhere(false, &[("nothing", &[]), ("start", &[(0, 4096)]), ("a superblock", &[(8192, 4096)])]);
+}
