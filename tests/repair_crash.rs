@@ -178,5 +178,14 @@ fn a_closed_image() {
 
 #[test]
 fn an_image_that_was_not_closed() {
-    cut_everywhere(false, &[("nothing", &[]), ("start", &[(0, 4096)]), ("a superblock", &[(8192, 4096)])]);
+    cut_everywhere(
+        false,
+        &[
+            ("nothing", &[]),
+            ("start", &[(0, 4096)]),
+            ("a superblock", &[(8192, 4096)]),
+            ("table", &[(TABLE, 4096)]),
+            ("start and table", &[(0, 4096), (TABLE, 4096)]),
+        ],
+    );
 }

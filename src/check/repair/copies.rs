@@ -18,7 +18,6 @@ pub(super) fn works(examined: &Examined, file: &dyn File, path: &Path) -> Result
     }
     let Some(image) = &examined.image else { return Ok(Vec::new()) };
     let (headers, decision) = (&image.inspection.headers, &image.inspection.decision);
-    let ours = decision.superblock.is_some();
     let footer = decision.footer.to_bytes().to_vec();
     let mut works = Vec::new();
     if report.count(Code::FrontDamaged) > 0 {
@@ -53,7 +52,8 @@ pub(super) fn works(examined: &Examined, file: &dyn File, path: &Path) -> Result
         }));
     }
     if report.count(Code::FooterDamaged) > 0
-        && (!ours || image.bad_entries.is_empty())
+        // Where entries are wrong the last sector may be a block's.
+        && image.bad_entries.is_empty()
         && let Some(at) = end_at
     {
         works.push(Work {

@@ -2,7 +2,7 @@
 //!
 //! The header of a block, at its own offset and with the highest allocation sequence, is right. An entry without such a
 //! header is cleared if it names no place where a block can be; two blocks that share space and of which no header tells
-//! whose it is get a copy each, so that writing one no longer changes the other.
+//! whose it is get a copy each of what a guest sees.
 
 use super::Work;
 use super::pages::blocks;
@@ -13,8 +13,8 @@ use crate::check::slots::{self, FoundSlots};
 use crate::error::{Error, Result};
 use crate::ext::PAGE_BYTES;
 use crate::layer::Condition;
-use crate::vfs::File;
-use crate::vhd::{self, Footer};
+use crate::vfs::{File, FileExt};
+use crate::vhd::{self, Footer, bitmap};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -38,11 +38,13 @@ pub(super) fn works(image: &Image, report: &Report, file: &dyn File, path: &Path
             .filter(|&(block, &entry)| block >= first && entry != vhd::UNALLOCATED)
             .map(|(block, _)| block)
             .collect();
-        works.push(change(
-            image,
-            format!("clear the entries of {}, behind the end of the disk", blocks(&beyond)),
-            &beyond.iter().map(|&block| (block, vhd::UNALLOCATED)).collect(),
-        ));
+        let what = format!("clear the entries of {}, behind the end of the disk", blocks(&beyond));
+        let mut work = change(image, what, &beyond.iter().map(|&block| (block, vhd::UNALLOCATED)).collect());
+        // With their headers: these would bring them back.
+        let slots = beyond.iter().filter_map(|&block| image.entries.get(block as usize));
+        let slots = slots.filter(|&&entry| image.place().slot_index(entry).is_some());
+        work.punches.extend(slots.map(|&e| image.place().block_page_offset(e)..image.place().block_end(e)));
+        works.push(work);
     }
     Ok(works)
 }
@@ -182,7 +184,8 @@ fn copies(
     // So that the data is aligned, as ours is.
     at += PAGE_BYTES - place.bitmap_bytes() % PAGE_BYTES;
     let mut changes = Changes::new();
-    let mut moves = Vec::new();
+    let (mut moves, mut bitmaps) = (Vec::new(), Vec::new());
+    let mut copied_to = 0;
     let mut kept_to = 0;
     for (entry, block) in extents {
         let (start, end) = (place.bitmap_offset(entry), place.block_end(entry));
@@ -193,22 +196,45 @@ fn copies(
         let Some(new) = u32::try_from(at / vhd::SECTOR).ok().filter(|&new| new != vhd::UNALLOCATED) else {
             continue;
         };
-        moves.push((start, at, stride));
+        let bits = sound_bits(image, block, start, file, path)?;
+        for run in bitmap::runs(&bits, 0..(bits.len() * 8) as u32).filter(|run| run.set) {
+            let offset = place.bitmap_bytes() + u64::from(run.sectors.start) * vhd::SECTOR;
+            let length = u64::from(run.sectors.end - run.sectors.start) * vhd::SECTOR;
+            moves.push((start + offset, at + offset, length));
+        }
+        bitmaps.push((at, bits));
+        copied_to = at + stride;
         changes.insert(block, new);
         at = (at + stride).next_multiple_of(PAGE_BYTES) + PAGE_BYTES - place.bitmap_bytes() % PAGE_BYTES;
     }
-    let Some(end) = moves.iter().map(|&(_, to, length)| to + length).max() else { return Ok(Vec::new()) };
+    if changes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let end = copied_to;
     let names: Vec<u32> = changes.keys().copied().collect();
     let footer = image.inspection.decision.footer.to_bytes().to_vec();
     let copied = Work {
         what: format!("copy {} to the end of the file, so that no two share space", blocks(&names)),
         length: Some(end + Footer::SIZE as u64),
         copies: moves,
-        writes: vec![(end, footer)],
+        writes: bitmaps.into_iter().chain([(end, footer)]).collect(),
         ..Work::default()
     };
     let entries = change(image, format!("let the entries of {} name the copies", blocks(&names)), &changes);
     Ok(vec![copied, entries])
+}
+
+/// The bitmap at `start`, as far as the disk reaches: so that the copy holds what a guest sees, and nothing beneath.
+fn sound_bits(image: &Image, block: u32, start: u64, file: &dyn File, path: &Path) -> Result<Vec<u8>> {
+    let place = image.place();
+    let mut bits = vec![0; place.bitmap_bytes() as usize];
+    file.read_or_zero_at(&mut bits, start)
+        .map_err(|error| Error::io(path, format!("reading the bitmap of block {block}"), error))?;
+    let from = u64::from(block) * u64::from(place.block_bytes);
+    let on_disk = image.inspection.decision.footer.current_size.saturating_sub(from);
+    let sectors = on_disk.min(place.block_bytes.into()) / vhd::SECTOR;
+    bitmap::set_range(&mut bits, u32::try_from(sectors).unwrap_or(u32::MAX)..u32::MAX, false);
+    Ok(bits)
 }
 
 fn change(image: &Image, what: String, changes: &Changes) -> Work {

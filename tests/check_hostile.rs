@@ -1,0 +1,131 @@
+//! Broken and hostile images: what a check finds, what a repair does, and that neither harms.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+#[path = "support/hostile.rs"]
+mod hostile;
+
+use cowvhd::check::{Consent, Report, check, plan, repair, undo};
+use cowvhd::vfs::HostVfs;
+use cowvhd::{ErrorKind, OpenOptions};
+use hostile::{Case, Outcome, cases};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+/// Enough of a file to see that it was not changed: huge ones are sparse.
+fn fingerprint(path: &Path) -> (u64, std::time::SystemTime, Vec<u8>) {
+    let metadata = fs::metadata(path).unwrap();
+    let small = metadata.len() < 64 << 20;
+    let bytes = if small { fs::read(path).unwrap() } else { Vec::new() };
+    (metadata.len(), metadata.modified().unwrap(), bytes)
+}
+
+fn checked(path: &Path, name: &str) -> Report {
+    let before = fingerprint(path);
+    let report = check(Arc::new(HostVfs), path).unwrap_or_else(|error| panic!("{name}: {error}"));
+    for consent in [Consent::Safe, Consent::All] {
+        drop(plan(Arc::new(HostVfs), path, consent).unwrap_or_else(|error| panic!("{name}: {error}")));
+    }
+    assert!(fingerprint(path) == before, "{name}: checking changed the file");
+    report
+}
+
+fn judge(case: &Case) {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, saved) = (dir.path().join("disk.vhd"), dir.path().join("undo"));
+    let name = case.name;
+    (case.build)(&path);
+    let before = fingerprint(&path);
+    let report = checked(&path, name);
+    match case.code {
+        Some(code) => assert!(report.count(code) > 0, "{name}: {:#?}", report.findings()),
+        None => assert!(report.findings().iter().all(|f| f.code.as_str().ends_with("-all-set")), "{name}"),
+    }
+    match case.outcome {
+        Outcome::Sound => assert!(report.is_sound(), "{name}: {:#?}", report.findings()),
+        Outcome::Refused => assert!(!report.is_sound(), "{name}"),
+        // A leak, or a journal to be replayed, is no damage.
+        Outcome::Preened | Outcome::Repaired => assert!(report.worst().is_some(), "{name}"),
+    }
+
+    let vfs = || Arc::new(HostVfs);
+    let preened = repair(vfs(), &path, Consent::Safe, &saved).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let changes = case.outcome == Outcome::Preened;
+    assert_eq!(preened.changes(), changes, "{name} -p: {:#?} {:#?}", preened.steps, preened.after.findings());
+    let repaired = match changes {
+        true => preened,
+        false => repair(vfs(), &path, Consent::All, &saved).unwrap_or_else(|e| panic!("{name}: {e}")),
+    };
+    let mended = matches!(case.outcome, Outcome::Preened | Outcome::Repaired);
+    let said = format!("{name}: {:#?} {:#?}", repaired.steps, repaired.after.findings());
+    assert_eq!(repaired.changes(), mended, "{said}");
+    assert_eq!(repaired.is_sound(), case.outcome != Outcome::Refused, "{said}");
+    if mended {
+        let second = repair(vfs(), &path, Consent::All, &dir.path().join("undo-2")).unwrap();
+        assert!(!second.changes() && second.is_sound(), "{said} {:#?}", second.steps);
+        let disk = OpenOptions::new().read_only(true).open(&path).unwrap_or_else(|e| panic!("{said}: {e}"));
+        let mut content = vec![0; disk.size() as usize];
+        disk.read_at(&mut content, 0).unwrap();
+        drop(disk);
+        undo(vfs(), &saved, &path, false).unwrap();
+    }
+    assert!(fingerprint(&path) == before, "{said}: not as it was");
+}
+
+#[test]
+fn every_image_is_found_out_and_mended_or_refused() {
+    let failed: Vec<String> = cases()
+        .iter()
+        .filter_map(|case| {
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| judge(case)));
+            result.err().map(|_| case.name.to_string())
+        })
+        .collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
+/// docs/check.md has a row for each.
+#[test]
+fn every_image_is_documented() {
+    let document = include_str!("../docs/check.md");
+    for Case { name, code, outcome, .. } in cases() {
+        let code = code.map_or("–".to_string(), |code| format!("`{code}`"));
+        let repair = match outcome {
+            Outcome::Sound => "nothing to do",
+            Outcome::Preened => "`-p`",
+            Outcome::Repaired => "`-y`",
+            Outcome::Refused => "refused",
+        };
+        let row = format!("| {name} | {code} | {repair} |\n");
+        assert!(document.contains(&row), "docs/check.md lacks: {row}");
+    }
+}
+
+#[test]
+fn what_only_a_newer_version_knows_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.vhd");
+    hostile::ours(&path);
+    let mut page = fs::read(&path).unwrap()[4096..8192].to_vec();
+    page[39] = 0x40;
+    let crc = crc32fast::hash(&page[..4092]);
+    page[4092..].copy_from_slice(&crc.to_be_bytes());
+    hostile::write(&path, &page, 4096);
+    let before = fingerprint(&path);
+    assert_eq!(check(Arc::new(HostVfs), &path).unwrap_err().kind(), ErrorKind::Unsupported);
+    let error = repair(Arc::new(HostVfs), &path, Consent::All, &dir.path().join("undo")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(fingerprint(&path) == before && !dir.path().join("undo").exists());
+}
+
+#[test]
+fn what_is_no_file_is_an_error_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    for path in [dir.path(), &fifo, Path::new("/dev/zero")] {
+        assert_eq!(check(Arc::new(HostVfs), path).unwrap_err().kind(), ErrorKind::Io, "{path:?}");
+    }
+}

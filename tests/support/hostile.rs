@@ -1,0 +1,617 @@
+//! Images that are broken, or made to do harm, built by code: each with what a check must find and what a repair can do.
+//!
+//! docs/check.md has them as a table.
+
+use cowvhd::check::Code;
+use cowvhd::vhd::{
+    DiskType, DynamicHeader, Footer, ParentLocator, PlatformCode, Timestamp, UniqueId, checksum,
+};
+use cowvhd::{CreateOptions, OpenOptions};
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+const MIB: u64 = 1 << 20;
+/// Blocks of the images that are laid out by hand.
+pub const BLOCK: u64 = 64 << 10;
+/// Their table stands behind the header, with room up to the first block.
+const TABLE: u64 = 1536;
+const FIRST_BLOCK: u64 = 8192;
+const STRIDE: u64 = BLOCK + 512;
+const SIZE: u64 = 8 * BLOCK;
+
+/// What a repair can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing is wrong: the file is not touched.
+    Sound,
+    /// `repair -p` mends it.
+    Preened,
+    /// `repair -y` mends it.
+    Repaired,
+    /// Nothing tells how to mend it: the file is not touched.
+    Refused,
+}
+use Outcome::{Preened, Refused, Repaired, Sound};
+
+/// One image.
+pub struct Case {
+    /// What is wrong with it, as in docs/check.md.
+    pub name: &'static str,
+    pub build: Box<dyn Fn(&Path)>,
+    /// What a check finds, among other things perhaps; nothing at all if `None`.
+    pub code: Option<Code>,
+    pub outcome: Outcome,
+}
+
+fn case(
+    name: &'static str,
+    code: impl Into<Option<Code>>,
+    outcome: Outcome,
+    build: impl Fn(&Path) + 'static,
+) -> Case {
+    Case { name, build: Box::new(build), code: code.into(), outcome }
+}
+
+/// All images.
+pub fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    cases.extend(headers());
+    cases.extend(tables());
+    cases.extend(footers());
+    cases.extend(files());
+    cases.extend(bitmaps());
+    cases.extend(locators());
+    cases.extend(superblocks());
+    cases.extend(journals());
+    cases
+}
+
+fn options() -> fs::OpenOptions {
+    let mut options = File::options();
+    options.read(true).write(true);
+    options
+}
+
+pub fn write(path: &Path, bytes: &[u8], at: u64) {
+    options().open(path).unwrap().write_all_at(bytes, at).unwrap();
+}
+
+fn read<const N: usize>(path: &Path, at: u64) -> [u8; N] {
+    let mut bytes = [0; N];
+    File::open(path).unwrap().read_exact_at(&mut bytes, at).unwrap();
+    bytes
+}
+
+fn length(path: &Path) -> u64 {
+    fs::metadata(path).unwrap().len()
+}
+
+/// Changes bytes of a VHD structure and makes its checksum right.
+fn patch<const N: usize>(path: &Path, structure: u64, field: usize, bytes: &[u8], checksum_at: usize) {
+    let mut whole: [u8; N] = read(path, structure);
+    whole[field..field + bytes.len()].copy_from_slice(bytes);
+    let sum = checksum(&whole, checksum_at);
+    whole[checksum_at..checksum_at + 4].copy_from_slice(&sum.to_be_bytes());
+    write(path, &whole, structure);
+}
+
+fn patch_header(path: &Path, field: usize, bytes: &[u8]) {
+    patch::<1024>(path, 512, field, bytes, 36);
+}
+
+/// Both footers.
+fn patch_footers(path: &Path, field: usize, bytes: &[u8]) {
+    patch::<512>(path, 0, field, bytes, 64);
+    patch::<512>(path, length(path) - 512, field, bytes, 64);
+}
+
+/// A disk of eight blocks, of which 0, 1 and 3 are there, out of order, as other programs make them.
+pub fn foreign(path: &Path) {
+    foreign_of(path, DiskType::Dynamic, &[]);
+}
+
+fn foreign_of(path: &Path, disk_type: DiskType, locators: &[(ParentLocator, Vec<u8>)]) {
+    let id = UniqueId::from_bytes([7; 16]);
+    let mut footer = Footer::new(disk_type, SIZE, id, Timestamp(700_000_000));
+    footer.creator_app = *b"test";
+    let mut header = DynamicHeader::new(TABLE, 8, BLOCK as u32);
+    if disk_type == DiskType::Differencing {
+        header.parent_unique_id = UniqueId::from_bytes([9; 16]);
+        header.set_parent_name(&"base.vhd".encode_utf16().collect::<Vec<_>>()).unwrap();
+    }
+    let file = File::create(path).unwrap();
+    for (index, (locator, payload)) in locators.iter().enumerate() {
+        header.locators[index] = *locator;
+        if locator.data_offset < MIB && locator.data_offset >= 2560 {
+            file.write_all_at(payload, locator.data_offset).unwrap();
+        }
+    }
+    let mut table = vec![0xff; 512];
+    for (block, slot) in [(0, 1), (1, 0), (3, 2)] {
+        let at = FIRST_BLOCK + slot * STRIDE;
+        table[block * 4..][..4].copy_from_slice(&((at / 512) as u32).to_be_bytes());
+        file.write_all_at(&[0xff; 16], at).unwrap();
+        file.write_all_at(&vec![block as u8 + 1; BLOCK as usize], at + 512).unwrap();
+    }
+    file.write_all_at(&footer.to_bytes(), 0).unwrap();
+    file.write_all_at(&header.to_bytes(), 512).unwrap();
+    file.write_all_at(&table, TABLE).unwrap();
+    file.write_all_at(&footer.to_bytes(), FIRST_BLOCK + 3 * STRIDE).unwrap();
+}
+
+/// An image of cowvhd, closed, of eight blocks with 0, 1 and 3 there.
+pub fn ours(path: &Path) {
+    make_ours(path, true);
+}
+
+/// The same, with flushed data in its journal.
+pub fn ours_dirty(path: &Path) {
+    make_ours(path, false);
+}
+
+fn make_ours(path: &Path, closed: bool) {
+    CreateOptions::new(16 * MIB).create(path).unwrap();
+    let disk = OpenOptions::new().open(path).unwrap();
+    for block in [1, 0, 3] {
+        disk.write_at(&vec![block as u8 + 1; 8192], block * 2 * MIB + 4096).unwrap();
+        disk.flush().unwrap();
+    }
+    if closed {
+        disk.close().unwrap();
+    }
+}
+
+fn headers() -> Vec<Case> {
+    let block_size = |size: u32| {
+        move |path: &Path| {
+            foreign(path);
+            patch_header(path, 32, &size.to_be_bytes());
+        }
+    };
+    let entries = |count: u32| {
+        move |path: &Path| {
+            foreign(path);
+            patch_header(path, 28, &count.to_be_bytes());
+        }
+    };
+    let table = |at: u64| {
+        move |path: &Path| {
+            foreign(path);
+            patch_header(path, 16, &at.to_be_bytes());
+        }
+    };
+    let data = |at: u64| {
+        move |path: &Path| {
+            foreign(path);
+            patch_footers(path, 16, &at.to_be_bytes());
+        }
+    };
+    vec![
+        case("block size 0", Code::HeadersLost, Refused, block_size(0)),
+        case("block size 1", Code::HeadersLost, Refused, block_size(1)),
+        case("block size 511", Code::HeadersLost, Refused, block_size(511)),
+        case("block size 3 MiB", Code::HeadersLost, Refused, block_size(3 << 20)),
+        case("block size 2^31", Code::HeadersLost, Refused, block_size(1 << 31)),
+        case("block size 2^32 - 1", Code::HeadersLost, Refused, block_size(u32::MAX)),
+        case("0 table entries", Code::HeadersLost, Refused, entries(0)),
+        case("0x40000001 table entries", Code::LayoutWrong, Refused, entries(0x4000_0001)),
+        case("2^32 - 1 table entries", Code::LayoutWrong, Refused, entries(u32::MAX)),
+        case("fewer table entries than blocks", Code::HeadersLost, Refused, entries(7)),
+        case("more table entries than blocks", Code::ExtraEntries, Sound, entries(9)),
+        case("table at 0", Code::HeadersLost, Refused, table(0)),
+        case("table over the header", Code::HeadersLost, Refused, table(1024)),
+        case("table at an odd place", Code::HeadersLost, Refused, table(1537)),
+        case("table past the end", Code::LayoutWrong, Refused, table(1 << 30)),
+        case("table above 2^63", Code::HeadersLost, Refused, table((1 << 63) + 512)),
+        case("header named at the footer itself", Code::HeadersLost, Repaired, data(0)),
+        case("header named past the end", Code::HeadersLost, Repaired, data(1 << 40)),
+        case("header named at 2^32 - 1", Code::HeadersLost, Repaired, data(0xffff_ffff)),
+        case("header named at all ones", Code::HeadersLost, Repaired, data(u64::MAX)),
+        case("wrong checksum of the header", Code::HeadersLost, Refused, |path| {
+            foreign(path);
+            write(path, &[1], 1000);
+        }),
+        case("wrong checksum of the header, ours", Code::FrontDamaged, Preened, |path| {
+            ours(path);
+            write(path, &[1], 1000);
+        }),
+    ]
+}
+
+fn tables() -> Vec<Case> {
+    let entry = |value: u32| {
+        move |path: &Path| {
+            foreign(path);
+            write(path, &value.to_be_bytes(), TABLE + 5 * 4);
+        }
+    };
+    let first = (FIRST_BLOCK / 512) as u32;
+    let ours_entry = |value: u32| {
+        move |path: &Path| {
+            ours(path);
+            write(path, &value.to_be_bytes(), 3 * MIB + 5 * 4);
+        }
+    };
+    vec![
+        case("entry 0", Code::BatMetadata, Refused, entry(0)),
+        case("entry 1", Code::BatMetadata, Repaired, entry(1)),
+        case("entry 3, the table itself", Code::BatMetadata, Repaired, entry(3)),
+        case("entry used twice", Code::BatOverlap, Repaired, entry(first)),
+        case("entry one sector into a block", Code::BatOverlap, Repaired, entry(first + 1)),
+        case("entry one sector before the end of a block", Code::BatOverlap, Repaired, entry(first + 128)),
+        case("entry past the end", Code::BatRange, Repaired, entry(1 << 20)),
+        case("entry 0xFFFFFFFE", Code::BatRange, Repaired, entry(0xffff_fffe)),
+        case("entry in the private area", Code::BatDamaged, Preened, ours_entry(1000)),
+        case("entry used twice, ours", Code::BatDamaged, Preened, ours_entry((7 * MIB + 3584) as u32 / 512)),
+        case("entry past the end, ours", Code::BatDamaged, Preened, ours_entry(0xffff_fffe)),
+        case("entries behind the end of the disk", Code::BatBeyondDisk, Repaired, |path| {
+            ours(path);
+            for at in [0, 12288, length(path) - 512] {
+                patch::<512>(path, at, 48, &(6 * MIB).to_be_bytes(), 64);
+            }
+        }),
+        case("a sparse table of 4 GiB of zeros", Code::BatMetadata, Refused, |path| {
+            let footer =
+                Footer::new(DiskType::Dynamic, 512 << 30, UniqueId::from_bytes([3; 16]), Timestamp(1));
+            let header = DynamicHeader::new(TABLE, 1 << 30, 512);
+            let file = File::create(path).unwrap();
+            let end = TABLE + (4 << 30);
+            for (bytes, at) in
+                [(&footer.to_bytes()[..], 0), (&header.to_bytes(), 512), (&footer.to_bytes(), end)]
+            {
+                file.write_all_at(bytes, at).unwrap();
+            }
+        }),
+    ]
+}
+
+fn footers() -> Vec<Case> {
+    let geometry = |bytes: [u8; 4]| {
+        move |path: &Path| {
+            foreign(path);
+            patch_footers(path, 56, &bytes);
+        }
+    };
+    let size = |size: u64| {
+        move |path: &Path| {
+            foreign(path);
+            patch_footers(path, 48, &size.to_be_bytes());
+        }
+    };
+    let disk_type = |kind: u32| {
+        move |path: &Path| {
+            foreign(path);
+            patch_footers(path, 60, &kind.to_be_bytes());
+        }
+    };
+    vec![
+        case("geometry 0/0/0", Code::Geometry, Sound, geometry([0; 4])),
+        case("geometry 65535/255/255", Code::Geometry, Sound, geometry([0xff; 4])),
+        case("geometry below the size", Code::Geometry, Sound, geometry([0, 1, 4, 17])),
+        case("size 0", Code::HeadersLost, Refused, size(0)),
+        case("size not a multiple of 512", Code::HeadersLost, Refused, size(SIZE - 1)),
+        case("size above 2040 GiB", Code::HeadersLost, Refused, size((2040 << 30) + 512)),
+        case("size 2^64 - 1", Code::HeadersLost, Refused, size(u64::MAX)),
+        case("disk type 0", Code::HeadersLost, Refused, disk_type(0)),
+        case("disk type 1", Code::HeadersLost, Refused, disk_type(1)),
+        case("disk type 5", Code::HeadersLost, Refused, disk_type(5)),
+        case("disk type 6", Code::HeadersLost, Refused, disk_type(6)),
+        case("saved state 1", Code::SavedState, Sound, |path| {
+            foreign(path);
+            patch_footers(path, 84, &[1]);
+        }),
+        case("footers that disagree, each with a right checksum", Code::FootersDiffer, Repaired, |path| {
+            foreign(path);
+            patch::<512>(path, length(path) - 512, 48, &(SIZE - 512).to_be_bytes(), 64);
+        }),
+        case("the copy at the start does not fit the file", Code::FootersDiffer, Repaired, |path| {
+            foreign(path);
+            patch::<512>(path, 0, 48, &(1_u64 << 40).to_be_bytes(), 64);
+        }),
+        case("wrong checksum of the footer", Code::FooterDamaged, Preened, |path| {
+            foreign(path);
+            write(path, &[1], length(path) - 100);
+        }),
+        case("wrong checksum of the footer, ours", Code::FooterDamaged, Preened, |path| {
+            ours(path);
+            write(path, &[1], length(path) - 100);
+        }),
+        case("wrong checksum of the footer copy", Code::FrontDamaged, Preened, |path| {
+            foreign(path);
+            write(path, &[1], 400);
+        }),
+        case("both footers damaged", Code::HeadersLost, Refused, |path| {
+            foreign(path);
+            write(path, &[1], 400);
+            write(path, &[1], length(path) - 100);
+        }),
+        case("footer of 511 bytes", Code::FooterShort, Sound, |path| {
+            foreign(path);
+            options().open(path).unwrap().set_len(length(path) - 1).unwrap();
+        }),
+    ]
+}
+
+fn files() -> Vec<Case> {
+    let fixed = |path: &Path| CreateOptions::new(MIB).fixed().create(path).unwrap();
+    vec![
+        case("an empty file", Code::HeadersLost, Refused, |path| drop(File::create(path).unwrap())),
+        case("a file of 511 bytes", Code::HeadersLost, Refused, |path| fs::write(path, [1; 511]).unwrap()),
+        case("a sparse file of 2 TiB", Code::HeadersLost, Refused, |path| {
+            File::create(path).unwrap().set_len(2 << 40).unwrap();
+        }),
+        case("a fixed disk with a VHD of the guest at its start", None, Sound, move |path| {
+            let inner = path.with_extension("inner");
+            foreign(&inner);
+            fixed(path);
+            write(path, &fs::read(&inner).unwrap(), 0);
+        }),
+        case("a fixed disk with a footer of 511 bytes", Code::FooterShort, Sound, move |path| {
+            fixed(path);
+            options().open(path).unwrap().set_len(length(path) - 1).unwrap();
+        }),
+        case("a fixed disk with junk behind its footer", Code::HeadersLost, Refused, move |path| {
+            fixed(path);
+            write(path, &[5; 700], length(path));
+        }),
+        case("a fixed disk that was cut", Code::HeadersLost, Refused, move |path| {
+            fixed(path);
+            options().open(path).unwrap().set_len(length(path) - 4096).unwrap();
+        }),
+        case("junk behind the footer", Code::FooterDamaged, Preened, |path| {
+            foreign(path);
+            write(path, &[5; 700], length(path));
+        }),
+        case("junk between the last block and the footer", Code::Tail, Sound, |path| {
+            foreign(path);
+            let footer: [u8; 512] = read(path, 0);
+            write(path, &[5; 1024], length(path) - 512);
+            write(path, &footer, length(path));
+        }),
+        case("a block that nobody names", Code::LeakedSpace, Sound, |path| {
+            foreign(path);
+            write(path, &[0xff; 4], TABLE);
+        }),
+    ]
+}
+
+fn bitmaps() -> Vec<Case> {
+    vec![
+        case("a bitmap cut by the end of the file", Code::BatRange, Repaired, |path| {
+            foreign(path);
+            options().open(path).unwrap().set_len(FIRST_BLOCK + 2 * STRIDE + 256).unwrap();
+        }),
+        case("a block cut by the end of the file", Code::BatRange, Repaired, |path| {
+            foreign(path);
+            options().open(path).unwrap().set_len(FIRST_BLOCK + 2 * STRIDE + 10_000).unwrap();
+        }),
+        case("a bitmap of zeros over data", Code::BitmapHidden, Refused, |path| {
+            foreign(path);
+            write(path, &[0; 512], FIRST_BLOCK);
+        }),
+        case("a bitmap of zeros over data, ours", Code::BitmapClear, Preened, |path| {
+            ours(path);
+            write(path, &[0; 512], 7 * MIB + 3584);
+        }),
+        case("bits for sectors behind the end of the disk", Code::BitmapPastEnd, Sound, |path| {
+            foreign(path);
+            patch_footers(path, 48, &(3 * BLOCK + 512_u64).to_be_bytes());
+            write(path, &[0x80, 0x01], FIRST_BLOCK + 2 * STRIDE);
+            write(path, &[0; 14], FIRST_BLOCK + 2 * STRIDE + 2);
+            write(path, &vec![0; BLOCK as usize - 512], FIRST_BLOCK + 2 * STRIDE + 1024);
+        }),
+        case("wrong CRC of a block header", Code::BlockHeader, Preened, |path| {
+            ours(path);
+            write(path, &[9], 7 * MIB + 40);
+        }),
+        case("a differencing disk of which all bits are set", Code::BitmapsAllSet, Sound, |path| {
+            foreign_of(path, DiskType::Differencing, &[]);
+        }),
+    ]
+}
+
+fn locators() -> Vec<Case> {
+    let text = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
+    let build = |locators: Vec<(ParentLocator, Vec<u8>)>| {
+        move |path: &Path| foreign_of(path, DiskType::Differencing, &locators)
+    };
+    let good = text(r".\base.vhd");
+    let at = |platform, place| ParentLocator::new(platform, place, 512, 20);
+    let w2ru = at(PlatformCode::W2ru, 4096);
+    let one = |locator: ParentLocator, payload: &[u8]| build(vec![(locator, payload.to_vec())]);
+    let eight = (0..8).map(|i| (at(PlatformCode::W2ru, 3072 + i * 512), good.clone())).collect();
+    let surrogate: Vec<u8> = [0xd800_u16, 0x41].iter().flat_map(|unit| unit.to_le_bytes()).collect();
+    vec![
+        case("a locator with a huge data space", Code::Locator, Refused, {
+            one(ParentLocator { data_space: 0xffff_fe00, data_length: 0xffff_fe00, ..w2ru }, &good)
+        }),
+        case(
+            "a locator without data space",
+            Code::Locator,
+            Refused,
+            one(ParentLocator { data_space: 0, ..w2ru }, &good),
+        ),
+        case("a locator over the table", Code::Locator, Refused, one(at(PlatformCode::W2ru, TABLE), &good)),
+        case(
+            "a locator over a block",
+            Code::Locator,
+            Refused,
+            one(at(PlatformCode::W2ru, FIRST_BLOCK + 512), &good),
+        ),
+        case("a locator past the end", Code::Locator, Refused, one(at(PlatformCode::W2ru, 1 << 40), &good)),
+        case("eight locators of one kind", None, Sound, build(eight)),
+        case("W2ku and W2ru that disagree", Code::LocatorsDisagree, Sound, {
+            build(vec![(w2ru, good.clone()), (at(PlatformCode::W2ku, 5120), text(r"C:\other.x"))])
+        }),
+        case("unpaired surrogates", None, Sound, one(ParentLocator { data_length: 4, ..w2ru }, &surrogate)),
+        case(
+            "an odd number of bytes",
+            Code::Locator,
+            Refused,
+            one(ParentLocator { data_length: 19, ..w2ru }, &good),
+        ),
+        case("a URL of another scheme", Code::Locator, Refused, {
+            one(ParentLocator { data_length: 16, ..at(PlatformCode::MacX, 4096) }, b"http://host/base")
+        }),
+        case("no parent id", Code::ParentId, Refused, |path| {
+            foreign_of(path, DiskType::Differencing, &[]);
+            patch_header(path, 40, &[0; 16]);
+        }),
+    ]
+}
+
+/// Changes bytes of a superblock and makes its CRC right.
+fn patch_superblock(path: &Path, at: u64, field: usize, bytes: &[u8]) {
+    let mut page: [u8; 4096] = read(path, at);
+    page[field..field + bytes.len()].copy_from_slice(bytes);
+    let crc = crc32fast::hash(&page[..4092]);
+    page[4092..].copy_from_slice(&crc.to_be_bytes());
+    write(path, &page, at);
+}
+
+fn superblocks() -> Vec<Case> {
+    let both = |field: usize, bytes: &'static [u8]| {
+        move |path: &Path| {
+            ours(path);
+            patch_superblock(path, 4096, field, bytes);
+            patch_superblock(path, 8192, field, bytes);
+        }
+    };
+    vec![
+        case("both superblocks bad", Code::SuperblocksLost, Repaired, |path| {
+            ours(path);
+            write(path, &[1], 4096);
+            write(path, &[1], 8192);
+        }),
+        case("one superblock bad", Code::SuperblockDamaged, Preened, |path| {
+            ours(path);
+            write(path, &[1], 8192);
+        }),
+        case(
+            "superblocks of one sequence",
+            Code::SuperblockSequence,
+            Preened,
+            both(8, &[0, 0, 0, 0, 0, 0, 0, 9]),
+        ),
+        case("one superblock of another disk", Code::SuperblockDamaged, Preened, |path| {
+            ours(path);
+            patch_superblock(path, 4096, 16, &[0x77; 16]);
+        }),
+        case("both superblocks of another disk", Code::SuperblocksLost, Repaired, both(16, &[0x77; 16])),
+        case("a disk with a new unique id", Code::SuperblockOther, Sound, |path| {
+            ours(path);
+            patch_footers(path, 68, &[0x33; 16]);
+        }),
+        case(
+            "a slot origin inside the table",
+            Code::LayoutWrong,
+            Refused,
+            both(136, &[0, 0, 0, 0, 0, 0x30, 0, 0]),
+        ),
+        case("a ring of 2^63 bytes", Code::LayoutWrong, Refused, both(88, &[0x80, 0, 0, 0, 0, 0, 0, 0])),
+        case("the mark of a failed sync", Code::SyncFailed, Repaired, both(60, &[0, 0, 0, 1])),
+        case(
+            "an allocation above the superblock's count",
+            Code::AllocationSequence,
+            Preened,
+            both(128, &[0, 0, 0, 0, 0, 0, 0, 2]),
+        ),
+        case("superblocks lost in a file that was not closed", Code::JournalLost, Repaired, |path| {
+            ours_dirty(path);
+            write(path, &[0; 8192], 4096);
+        }),
+    ]
+}
+
+const RING: u64 = 256 << 10;
+
+/// Changes the bytes of the entry at a place of the ring and makes its CRC right.
+fn patch_entry(path: &Path, place: u64, change: impl Fn(&mut [u8])) {
+    let head: [u8; 12] = read(path, RING + place);
+    let bytes = u32::from_be_bytes([head[8], head[9], head[10], head[11]]) as usize;
+    let mut entry = vec![0; bytes];
+    File::open(path).unwrap().read_exact_at(&mut entry, RING + place).unwrap();
+    change(&mut entry);
+    let mut hasher = crc32fast::Hasher::new();
+    for part in [&entry[16..32], &entry[..92], &[0; 4], &entry[96..]] {
+        hasher.update(part);
+    }
+    let crc = hasher.finalize().to_be_bytes();
+    entry[92..96].copy_from_slice(&crc);
+    write(path, &entry, RING + place);
+}
+
+/// The places of the entries in the ring, in order.
+fn places(path: &Path) -> Vec<u64> {
+    let mut places = Vec::new();
+    let mut place = 0;
+    loop {
+        let head: [u8; 12] = read(path, RING + place);
+        if head[..8] != *b"cowvhdJE" {
+            return places;
+        }
+        places.push(place);
+        place += u64::from(u32::from_be_bytes([head[8], head[9], head[10], head[11]]));
+    }
+}
+
+fn journals() -> Vec<Case> {
+    let newest = |change: fn(&mut [u8])| {
+        move |path: &Path| {
+            ours_dirty(path);
+            patch_entry(path, *places(path).last().unwrap(), change);
+        }
+    };
+    let image_at = |offset: u64| {
+        move |path: &Path| {
+            ours_dirty(path);
+            let place = *places(path).last().unwrap();
+            patch_entry(path, place, |entry| {
+                entry[96..100].copy_from_slice(&[0, 6, 0, 0]);
+                entry[100..104].copy_from_slice(&(32_u32 + 4096).to_be_bytes());
+                entry[104..112].copy_from_slice(&offset.to_be_bytes());
+                entry[124..128].copy_from_slice(&8_u32.to_be_bytes());
+                entry[80..84].copy_from_slice(&(32_u32 + 4096).to_be_bytes());
+            });
+        }
+    };
+    vec![
+        case("a journal to be replayed", Code::NotClosed, Preened, ours_dirty),
+        case("a journal entry with a wrong CRC", Code::JournalDamaged, Repaired, |path| {
+            ours_dirty(path);
+            write(path, &[9], RING + places(path)[1] + 200);
+        }),
+        case("the newest journal entry cut", Code::NotClosed, Preened, |path| {
+            ours_dirty(path);
+            write(path, &[0; 4096], RING + places(path).last().unwrap());
+        }),
+        case("journal tails behind the newest entry", Code::JournalDamaged, Repaired, {
+            newest(|entry| {
+                entry[48..56].fill(0xff);
+                entry[64..72].fill(0xff);
+            })
+        }),
+        case(
+            "a journal sequence of 2^64 - 1",
+            Code::JournalDamaged,
+            Repaired,
+            newest(|entry| entry[32..40].fill(0xff)),
+        ),
+        case("a journal record longer than its entry", Code::JournalDamaged, Repaired, {
+            newest(|entry| entry[100..104].fill(0xff))
+        }),
+        case("a journal image aimed at guest data", Code::JournalDamaged, Repaired, image_at(7 * MIB + 4096)),
+        case("a journal image aimed at a superblock", Code::JournalDamaged, Repaired, image_at(4096)),
+        case("a journal of another session", Code::NotClosed, Preened, |path| {
+            ours_dirty(path);
+            for place in places(path) {
+                patch_entry(path, place, |entry| entry[16..32].fill(0x44));
+            }
+        }),
+        case("a dirty cookie turned back by hand", Code::FooterDamaged, Preened, |path| {
+            ours_dirty(path);
+            patch_header(path, 0, b"cxsparse");
+        }),
+    ]
+}
