@@ -31,7 +31,7 @@ const NEVER: (u32, u32) = (0, 60_000);
 #[test]
 fn what_was_flushed_survives_a_power_cut() {
     let mut machine = Machine::new(seed("guest_power_cut"));
-    for cycle in 0..cycles() {
+    for cycle in 0..cycles(5) {
         let started = Instant::now();
         let mut guest = machine.boot(&format!("test.fresh={}", u8::from(cycle == 0)));
         guest.must_be_intact(machine.durable);

@@ -28,7 +28,7 @@ fn what_the_guest_flushed_survives_sigkill() {
     let system = System::build(dir.path(), &[], "");
 
     let mut durable = 0;
-    for cycle in 0..cycles() {
+    for cycle in 0..cycles(5) {
         let started = Instant::now();
         let mut serving = server.serve(&image);
         let fresh = u8::from(cycle == 0);

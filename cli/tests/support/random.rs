@@ -3,11 +3,11 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-/// How often a guest is killed: 5 times, or as `COWVHD_TEST_CYCLES` says.
-pub fn cycles() -> u32 {
+/// How often something is killed: `default` times, or as `COWVHD_TEST_CYCLES` says.
+pub fn cycles(default: u32) -> u32 {
     match std::env::var("COWVHD_TEST_CYCLES") {
         Ok(text) => text.parse().expect("COWVHD_TEST_CYCLES is a number"),
-        Err(_) => 5,
+        Err(_) => default,
     }
 }
 
