@@ -72,3 +72,34 @@ fn the_largest_disk_opens() {
         disk.close().unwrap();
     }
 }
+
+/// One entry near 2 TiB in an image of small blocks leaves hundreds of millions of free slots below it: each of them was
+/// kept in memory.
+#[cfg(feature = "sim")]
+#[test]
+fn free_slots_take_bounded_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.vhd");
+    let before = peak_memory();
+    cowvhd::CreateOptions::new(1 << 20).test_geometry(4096, 128 << 10).create(&path).unwrap();
+    let disk = OpenOptions::new().open(&path).unwrap();
+    disk.write_at(&[1; 4096], 0).unwrap();
+    disk.flush().unwrap();
+    disk.close().unwrap();
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    // The first block's entry, moved by a whole number of slots.
+    let table = 1 << 20;
+    let mut entry = [0; 4];
+    file.read_exact_at(&mut entry, table).unwrap();
+    let far = u32::from_be_bytes(entry) + 16 * 250_000_000;
+    file.write_all_at(&far.to_be_bytes(), table).unwrap();
+    let mut footer = [0; 512];
+    file.read_exact_at(&mut footer, 0).unwrap();
+    file.write_all_at(&footer, (u64::from(far) * 512 + 8192).next_multiple_of(512)).unwrap();
+    let disk = OpenOptions::new().open(&path).unwrap();
+    disk.write_at(&[2; 4096], 8192).unwrap();
+    disk.flush().unwrap();
+    drop(disk);
+    let grown = peak_memory() - before;
+    assert!(grown < 192 << 10, "{grown} KiB");
+}

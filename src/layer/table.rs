@@ -9,6 +9,9 @@ use crate::vfs::{File, FileExt};
 use crate::vhd::{self, DynamicHeader, Footer};
 use std::path::Path;
 
+/// More free slots than this wait for a later session. Blocks of 2 MiB have no more; of small ones, one entry near 2 TiB would
+/// leave hundreds of millions below it, each to be kept in memory.
+const MAX_FREE_SLOTS: usize = 1 << 20;
 /// So much of a table is read at once.
 const CHUNK_BYTES: usize = 1 << 20;
 
@@ -182,12 +185,13 @@ impl Survey {
         Ok(Survey { used, fresh })
     }
 
-    /// The unused slots below `fresh`, as BAT entries.
+    /// The unused slots below `fresh`, as BAT entries; of very many the first.
     pub(crate) fn free_slots(&self, place: &Placement) -> impl Iterator<Item = u32> + '_ {
         let place = *place;
         (0..self.fresh)
             .filter(|&index| !self.used.contains(index))
             .filter_map(move |index| place.slot_entry(index))
+            .take(MAX_FREE_SLOTS)
     }
 }
 
