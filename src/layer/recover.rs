@@ -1,8 +1,8 @@
 //! Recovery: from a file that a session left without closing to one whose metadata is all in place.
 //!
 //! Every step is durable before the next and may be repeated from the start after another crash:
-//! sync, and metadata is read from the medium · start of the file from its backup, if it was lost, or else both again · the
-//! ring is scanned and replayed in memory · images of pages that change and have none, in the old session · pages and
+//! sync, and metadata is read from the medium · the ring is scanned and replayed in memory · start of the file from its
+//! backup, if it was lost, or else both again · images of pages that change and have none, in the old session · pages and
 //! guest data in place, the file ends behind the last slot, free slots are punched · a new session in both
 //! superblocks. Only then does anything new enter the ring, and nothing of the old session is read again.
 
@@ -20,11 +20,15 @@ use std::collections::BTreeSet;
 
 /// Recovers the image and names a session in it.
 pub(super) fn recover(opening: &Opening, superblocks: &mut Superblocks) -> Result<Ready> {
-    restore_lost_headers(opening)?;
+    // Nothing is written before all of it is known to be sound.
     let scan = scan_ring(opening)?;
     let replay = replay(opening, &scan)?;
     let entries: Vec<u32> = replay.entries().collect();
-    let survey = Survey::new(&opening.path, &opening.place, &entries, None)?;
+    // The length of a file whose close got as far as its superblock is on the medium; before, it may be what a crash lost.
+    let half_closed = opening.decision.condition == Condition::HalfClosed;
+    let file_bytes = half_closed.then_some(opening.headers.file_bytes);
+    let survey = Survey::new(&opening.path, &opening.place, &entries, file_bytes)?;
+    restore_lost_headers(opening)?;
     let foreign = opening.foreign_blocks(&entries);
     superblocks.current.foreign_blocks |= foreign == Foreign::StructureChanged;
     if !defect::active(Defect::RecoveryWithoutImages) {
