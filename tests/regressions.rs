@@ -1,13 +1,104 @@
-//! Defects that a fuzzer or somebody else has found, each by name.
+//! What the fuzz targets do, on their seeds, on variants of them, and on what has ever broken something, by name.
+//!
+//! The bodies are those of `fuzz/src`, so that a finding of a fuzzer can be repeated as it is, with the input's bytes; those that
+//! were understood stand here as what they are about.
 
 #![cfg(feature = "sim")]
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(dead_code, reason = "a part of each target is for the fuzzer alone")]
+
+#[path = "../fuzz/src/bases.rs"]
+mod bases;
+#[path = "../fuzz/src/differential.rs"]
+mod differential;
+#[path = "../fuzz/src/guest.rs"]
+mod guest;
+#[path = "../fuzz/src/image_bytes.rs"]
+mod image_bytes;
+#[path = "../fuzz/src/image_mutations.rs"]
+mod image_mutations;
+#[path = "../fuzz/src/input.rs"]
+mod input;
+#[path = "../fuzz/src/mutation.rs"]
+mod mutation;
+#[path = "../fuzz/src/operations.rs"]
+mod operations;
+#[path = "../fuzz/src/parent_paths.rs"]
+mod parent_paths;
+#[path = "support/strict_vhd.rs"]
+mod strict_vhd;
+#[path = "../fuzz/src/vhd_structures.rs"]
+mod vhd_structures;
 
 use cowvhd::sim::SimVfs;
 use cowvhd::vfs::{Access, Vfs};
 use cowvhd::{CreateOptions, ErrorKind, OpenOptions};
 use std::path::Path;
 use std::sync::Arc;
+
+/// An input to start from: a name, and its bytes.
+type Seed = (&'static str, Vec<u8>);
+
+/// Says which input it was, as bytes for a test of its own.
+struct OnPanic<'a>(&'a [u8]);
+
+impl Drop for OnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the input: {:?}", self.0);
+        }
+    }
+}
+
+/// Runs each seed, and seeded variants of it with some bytes changed.
+fn replay(seeds: &[Seed], variants: u64, body: fn(&[u8])) {
+    let mut random = 1u64;
+    let mut below = |end: u64| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) % end
+    };
+    let body = |input: &[u8]| {
+        let _told = OnPanic(input);
+        body(input);
+    };
+    for (_, seed) in seeds {
+        body(seed);
+        for _ in 0..if seed.is_empty() { 0 } else { variants } {
+            let mut changed = seed.clone();
+            for _ in 0..1 + below(3) {
+                let at = below(changed.len() as u64) as usize;
+                changed[at] = [0, 1, 0xff, below(256) as u8][below(4) as usize];
+            }
+            body(&changed);
+        }
+    }
+}
+
+#[test]
+fn seeds_of_image_bytes() {
+    replay(&image_bytes::seeds(), 2000, image_bytes::run);
+}
+
+#[test]
+fn seeds_of_image_mutations() {
+    assert!(bases::all().len() >= 12, "some bases could not be made");
+    replay(&image_mutations::seeds(), 8, image_mutations::run);
+}
+
+#[test]
+fn seeds_of_operations() {
+    replay(&operations::seeds(), 500, operations::run);
+}
+
+#[test]
+fn seeds_of_parent_paths() {
+    replay(&parent_paths::seeds(), 500, parent_paths::run);
+}
+
+#[test]
+fn seeds_of_differential() {
+    replay(&differential::seeds(), 500, differential::run);
+}
 
 const PATH: &str = "/disk.vhd";
 const BLOCK_BYTES: u32 = 16 << 10;

@@ -1,5 +1,8 @@
-//! The published structures: read, written, read again. See `cowvhd_fuzz::vhd_structures`.
+//! See `cowvhd_fuzz::vhd_structures`.
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| cowvhd_fuzz::vhd_structures::run(data));
+libfuzzer_sys::fuzz_target!(
+    init: cowvhd_fuzz::write_seeds("vhd_structures", &cowvhd_fuzz::vhd_structures::seeds()),
+    |data: &[u8]| cowvhd_fuzz::vhd_structures::run(data)
+);

@@ -1,36 +1,37 @@
 //! What the fuzz targets do, as plain functions of bytes, so that `cargo test` can run them too: over the seeds and their
-//! neighbours, and over any input a fuzzer found.
+//! neighbours, and over any input a fuzzer found (`tests/regressions.rs` of the library, `export/tests/nbd`).
 //!
-//! Each module is one target: `run` is its body, which panics if a property is broken, and `seeds` gives inputs to start
-//! from. `cargo run --example seed_corpus` writes them where cargo-fuzz looks.
+//! Each public module is one target: `run` is its body, which panics if a property is broken, and `seeds` gives inputs to
+//! start from.
 
+use std::fs;
+use std::path::Path;
+
+mod bases;
+pub mod differential;
+mod guest;
+pub mod image_bytes;
+pub mod image_mutations;
+mod input;
+mod mutation;
+pub mod nbd_bytes;
+pub mod operations;
+pub mod parent_paths;
+#[path = "../../tests/support/strict_vhd.rs"]
+mod strict_vhd;
 pub mod vhd_structures;
 
-/// An input to start from: a file name, and its bytes.
+/// An input to start from: a name, and its bytes.
 pub type Seed = (&'static str, Vec<u8>);
 
-/// A target's name and its seeds.
-pub type TargetSeeds = (&'static str, Vec<Seed>);
-
-/// The seeds of every target.
-pub fn all_seeds() -> Vec<TargetSeeds> {
-    vec![("vhd_structures", vhd_structures::seeds())]
-}
-
-/// Runs `body` on each seed, on each beginning of it, and on each with one byte changed.
-#[cfg(test)]
-fn run_neighbourhood(seeds: &[Seed], body: fn(&[u8])) {
-    for (_, seed) in seeds {
-        body(seed);
-        for length in 0..seed.len() {
-            body(&seed[..length]);
-        }
-        for index in 0..seed.len() {
-            for flip in [0x01, 0x80, 0xFF] {
-                let mut changed = seed.clone();
-                changed[index] ^= flip;
-                body(&changed);
-            }
-        }
+/// Writes the seeds of a target where cargo-fuzz keeps its inputs, before the fuzzer looks there. What cannot be written it
+/// goes without.
+pub fn write_seeds(target: &str, seeds: &[Seed]) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+    if fs::create_dir_all(&folder).is_err() {
+        return;
+    }
+    for (number, (name, bytes)) in seeds.iter().enumerate() {
+        let _ = fs::write(folder.join(format!("seed-{number}-{name}")), bytes);
     }
 }

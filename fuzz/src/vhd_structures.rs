@@ -199,7 +199,17 @@ mod tests {
 
     #[test]
     fn seeds_and_their_neighbours() {
-        crate::run_neighbourhood(&seeds(), run);
+        for (_, seed) in seeds() {
+            run(&seed);
+            (0..seed.len()).for_each(|length| run(&seed[..length]));
+            for index in 0..seed.len() {
+                for flip in [0x01, 0x80, 0xFF] {
+                    let mut changed = seed.clone();
+                    changed[index] ^= flip;
+                    run(&changed);
+                }
+            }
+        }
     }
 
     #[test]

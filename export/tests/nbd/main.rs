@@ -7,7 +7,15 @@ mod concurrency;
 mod disk;
 mod handshake;
 mod hostile;
+#[path = "../../../fuzz/src/input.rs"]
+#[allow(dead_code, reason = "shared by all fuzz targets")]
+mod input;
 mod interop;
+#[path = "../../../fuzz/src/nbd_bytes.rs"]
+mod nbd_bytes;
 mod raw;
 mod requests;
 mod serving;
+
+/// An input of the fuzz target `nbd_bytes` to start from: a name, and its bytes.
+type Seed = (&'static str, Vec<u8>);

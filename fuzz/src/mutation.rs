@@ -1,0 +1,254 @@
+//! Changes of an image that know its structures: a field is changed, and then checksums and CRCs are made right again, so
+//! that what looks at the field sees it.
+//!
+//! Written from FORMAT.md; shares no code with the library's own structures.
+
+use crate::bases;
+use crate::guest::PATH;
+use crate::input::Input;
+use cowvhd::sim::SimVfs;
+use cowvhd::vfs::{Access, File, Vfs};
+use cowvhd::vhd::checksum;
+use std::path::Path;
+use std::sync::Arc;
+
+const PAGE: u64 = 4096;
+
+/// The changed image, and what is left of the input.
+pub fn image<'a>(data: &'a [u8]) -> (SimVfs, Input<'a>) {
+    let mut input = Input(data);
+    let bases = bases::all();
+    let base = &bases[input.below(bases.len() as u64) as usize];
+    let vfs = base.to_vfs(1);
+    let changes = input.u8() % 9;
+    for _ in 0..changes {
+        change(&vfs, &mut input);
+    }
+    (vfs, input)
+}
+
+struct Image {
+    vfs: SimVfs,
+    file: Arc<dyn File>,
+}
+
+impl Image {
+    fn read(&self, offset: u64, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        let _ = self.file.read_at(&mut bytes, offset);
+        bytes
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) {
+        self.vfs.corrupt(Path::new(PATH), offset, bytes);
+    }
+
+    fn u64(&self, offset: u64) -> u64 {
+        self.read(offset, 8).iter().fold(0, |number, &byte| number << 8 | u64::from(byte))
+    }
+
+    fn length(&self) -> u64 {
+        self.file.length().unwrap_or(0)
+    }
+
+    fn table_offset(&self) -> u64 {
+        self.u64(512 + 16)
+    }
+}
+
+/// One change: what is changed, where in it, how, and whether its checksum is made right.
+fn change(vfs: &SimVfs, input: &mut Input) {
+    let Ok(file) = vfs.open(Path::new(PATH), Access::ReadWrite) else { return };
+    let image = Image { vfs: vfs.clone(), file };
+    let kind = input.u8();
+    let mend = kind & 0x80 == 0;
+    match kind & 15 {
+        // Both copies of the footer alike, or one of them.
+        0 => {
+            let bytes = changed(image.read(0, 512), input, mend.then_some(64));
+            image.write(0, &bytes);
+            if image.read(image.length().saturating_sub(512), 8) == *b"conectix" {
+                image.write(image.length().saturating_sub(512), &bytes);
+            }
+        }
+        1 => replace(&image, 0, 512, input, mend.then_some(64)),
+        2 => replace(&image, image.length().saturating_sub(512), 512, input, mend.then_some(64)),
+        3 | 4 => replace(&image, 512, 1024, input, mend.then_some(36)),
+        5 => {
+            let at = 12288 + if kind & 0x40 == 0 { 0 } else { 512 };
+            let (length, sum) = if kind & 0x40 == 0 { (512, 64) } else { (1024, 36) };
+            replace(&image, at, length, input, mend.then_some(sum));
+        }
+        6 | 7 => {
+            for (copy, place) in [4096, 8192].into_iter().enumerate() {
+                if kind >> 5 & 3 != copy as u8 {
+                    continue;
+                }
+                superblock(&image, place, input, mend);
+            }
+        }
+        8 => {
+            let entry = image.table_offset().saturating_add(u64::from(input.u8()) * 4);
+            let value = match input.u8() % 4 {
+                0 => input.u64() as u32,
+                1 => image.u64(image.table_offset().saturating_add(u64::from(input.u8()) * 4)) as u32,
+                2 => ((image.u64(entry) >> 32) as u32).wrapping_add(u32::from(input.u8())).wrapping_sub(128),
+                _ => (image.length() / 512) as u32 ^ u32::from(input.u8()),
+            };
+            image.write(entry, &value.to_be_bytes());
+        }
+        9 => block_page(&image, input, mend),
+        10..=12 => journal(&image, input, mend, kind & 0x40 == 0),
+        13 => {
+            let length = match input.u8() % 4 {
+                0 => image.length().saturating_sub(u64::from(input.u16())),
+                1 => image.length() / 512 * 512 + u64::from(input.u16()) * 512,
+                2 => image.length() / 2,
+                _ => input.u64() >> 16,
+            };
+            let _ = image.file.set_len(length).and_then(|()| image.file.sync_data());
+        }
+        // A footer of another program at the end.
+        14 => {
+            let footer = image.read(0, 512);
+            let end = image.length().next_multiple_of(512);
+            let _ = image.file.set_len(end + 512).and_then(|()| image.file.sync_data());
+            image.write(end, &footer);
+        }
+        _ => {
+            let offset = input.u64() % image.length().max(1);
+            let bytes = input.bytes(8);
+            image.write(offset, bytes);
+        }
+    }
+}
+
+fn replace(image: &Image, offset: u64, length: usize, input: &mut Input, sum: Option<usize>) {
+    let bytes = changed(image.read(offset, length), input, sum);
+    image.write(offset, &bytes);
+}
+
+/// A structure with one field changed: an offset, a width, a value.
+fn changed(mut bytes: Vec<u8>, input: &mut Input, sum: Option<usize>) -> Vec<u8> {
+    field(&mut bytes, input);
+    if let Some(at) = sum {
+        let sum = checksum(&bytes, at);
+        bytes[at..at + 4].copy_from_slice(&sum.to_be_bytes());
+    }
+    bytes
+}
+
+fn field(bytes: &mut [u8], input: &mut Input) {
+    let how = input.u8();
+    let width = [1, 2, 4, 8][usize::from(how & 3)].min(bytes.len());
+    // Mostly aligned, and in the front where the fields are.
+    let reach = if how & 4 == 0 { bytes.len().min(192) } else { bytes.len() };
+    let at = (usize::from(input.u16()) % reach / width * width).min(bytes.len() - width);
+    let old = bytes[at..at + width].iter().fold(0u64, |number, &byte| number << 8 | u64::from(byte));
+    let new = match how >> 3 & 7 {
+        0 | 1 => input.u64(),
+        2 => old.wrapping_add(u64::from(input.u8())),
+        3 => old.wrapping_sub(u64::from(input.u8())),
+        4 => old ^ 1 << (input.u8() & 63),
+        5 => 1 << (input.u8() & 63),
+        6 => u64::MAX << (input.u8() & 63),
+        _ => u64::from(input.u16()),
+    };
+    bytes[at..at + width].copy_from_slice(&new.to_be_bytes()[8 - width..]);
+}
+
+fn superblock(image: &Image, place: u64, input: &mut Input, mend: bool) {
+    let mut bytes = image.read(place, PAGE as usize);
+    field(&mut bytes, input);
+    if mend {
+        let crc = crc32fast::hash(&bytes[..4092]);
+        bytes[4092..].copy_from_slice(&crc.to_be_bytes());
+    }
+    image.write(place, &bytes);
+}
+
+/// The header or the bitmap of a block, found by the table.
+fn block_page(image: &Image, input: &mut Input, mend: bool) {
+    let entry = image.table_offset().saturating_add(u64::from(input.u8()) * 4);
+    let sector = image.u64(entry) >> 32;
+    if sector == 0xffff_ffff {
+        return;
+    }
+    if input.u8() & 1 == 0 {
+        let bitmap = sector * 512;
+        return replace(image, bitmap, 512, input, None);
+    }
+    let page = sector * 512 / PAGE * PAGE;
+    let mut bytes = image.read(page, 64);
+    field(&mut bytes, input);
+    if mend {
+        let crc = crc32fast::hash(&bytes[..60]);
+        bytes[60..].copy_from_slice(&crc.to_be_bytes());
+    }
+    image.write(page, &bytes);
+}
+
+/// One entry of the journal: its header or its records. Its CRC is made right, and with `chain` the link of the next one.
+fn journal(image: &Image, input: &mut Input, mend: bool, chain: bool) {
+    let (ring, bytes) = (image.u64(4096 + 80), image.u64(4096 + 88));
+    let mut entries = Vec::new();
+    let mut at = ring;
+    while at < ring.saturating_add(bytes) && at < image.length() && entries.len() < 1024 {
+        if image.read(at, 8) == *b"cowvhdJE" {
+            entries.push(at);
+        }
+        at += PAGE;
+    }
+    if entries.is_empty() {
+        return;
+    }
+    let at = entries[input.below(entries.len() as u64) as usize];
+    let old = entry_bytes(image, at);
+    let mut entry = old.clone();
+    match input.u8() % 8 {
+        // A record's head; entries of this size begin with one.
+        0..=3 => field(&mut entry[96..160], input),
+        4 | 5 => field(&mut entry[..96], input),
+        6 => field(&mut entry, input),
+        // The same entry again in another place.
+        _ => {
+            let to = ring.saturating_add(u64::from(input.u8()) * PAGE);
+            image.write(to, &entry);
+            return;
+        }
+    }
+    if mend {
+        let crc = entry_crc(&entry);
+        entry[92..96].copy_from_slice(&crc.to_be_bytes());
+    }
+    image.write(at, &entry);
+    if chain {
+        // Each names the one before, so that all behind it change.
+        let mut previous = (at, entry);
+        while let Some(&next) = entries.iter().find(|&&next| next == previous.0 + previous.1.len() as u64) {
+            let mut entry = entry_bytes(image, next);
+            let crc = previous.1[92..96].to_vec();
+            entry[84..88].copy_from_slice(&crc);
+            let crc = entry_crc(&entry);
+            entry[92..96].copy_from_slice(&crc.to_be_bytes());
+            image.write(next, &entry);
+            previous = (next, entry);
+        }
+    }
+}
+
+fn entry_bytes(image: &Image, at: u64) -> Vec<u8> {
+    let length = (image.u64(at + 8) >> 32).clamp(PAGE, 1 << 20);
+    image.read(at, length as usize)
+}
+
+fn entry_crc(entry: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&entry[16..32]);
+    hasher.update(&entry[..92]);
+    hasher.update(&[0; 4]);
+    // A filler's CRC ends with its first page.
+    let filler = entry[12..16] == [0, 0, 0, 2];
+    hasher.update(&entry[96..if filler { PAGE as usize } else { entry.len() }]);
+    hasher.finalize()
+}
