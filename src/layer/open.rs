@@ -16,7 +16,7 @@ use super::units::Units;
 use crate::defect::{self, Defect};
 use crate::error::{Error, Result};
 use crate::ext::{HEADER_BACKUP_OFFSET, Placement, SessionId, feature};
-use crate::journal::{BlockPage, Journal, Ring, punch_slot, write_zeros};
+use crate::journal::{BlockPage, Journal, Ring, write_zeros, zero_range};
 use crate::sync::Arc;
 use crate::vfs::{Access, File, Vfs};
 use crate::vhd::{self, DynamicHeader, Footer, HeaderCookie};
@@ -337,10 +337,20 @@ impl Opening {
             .map_err(self.io("clearing the end of the file"))
     }
 
-    /// Makes slots read as zeros, after the next sync durably.
+    /// Makes slots of the grid read as zeros, after the next sync durably: neighbours at once, since there may be a million.
     pub(super) fn punch_slots(&self, slots: &BTreeSet<u32>) -> Result<()> {
-        for &slot in slots {
-            punch_slot(&*self.file, &self.place, slot).map_err(self.io("punching a free block"))?;
+        let mut run = 0..0;
+        let last = std::iter::once(None);
+        for index in slots.iter().map(|&slot| self.place.slot_index(slot)).chain(last) {
+            if index.is_some_and(|index| index == run.end && !run.is_empty()) {
+                run.end += 1;
+                continue;
+            }
+            if !run.is_empty() {
+                let (start, end) = (self.place.slot_offset(run.start), self.place.slot_offset(run.end));
+                zero_range(&*self.file, start, end - start).map_err(self.io("punching free blocks"))?;
+            }
+            run = index.map_or(0..0, |index| index..index + 1);
         }
         Ok(())
     }
