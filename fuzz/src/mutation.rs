@@ -191,14 +191,9 @@ fn block_page(image: &Image, input: &mut Input, mend: bool) {
 /// One entry of the journal: its header or its records. Its CRC is made right, and with `chain` the link of the next one.
 fn journal(image: &Image, input: &mut Input, mend: bool, chain: bool) {
     let (ring, bytes) = (image.u64(4096 + 80), image.u64(4096 + 88));
-    let mut entries = Vec::new();
-    let mut at = ring;
-    while at < ring.saturating_add(bytes) && at < image.length() && entries.len() < 1024 {
-        if image.read(at, 8) == *b"cowvhdJE" {
-            entries.push(at);
-        }
-        at += PAGE;
-    }
+    let end = ring.saturating_add(bytes).min(image.length());
+    let pages = (0..1024).map(|page| ring.saturating_add(page * PAGE)).take_while(|&at| at < end);
+    let entries: Vec<u64> = pages.filter(|&at| image.read(at, 8) == *b"cowvhdJE").collect();
     if entries.is_empty() {
         return;
     }
