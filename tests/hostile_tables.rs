@@ -101,5 +101,5 @@ fn free_slots_take_bounded_memory() {
     disk.flush().unwrap();
     drop(disk);
     let grown = peak_memory() - before;
-    assert!(grown < 192 << 10, "{grown} KiB");
+    assert!(grown < 128 << 10, "{grown} KiB");
 }

@@ -9,9 +9,9 @@ use crate::vfs::{File, FileExt};
 use crate::vhd::{self, DynamicHeader, Footer};
 use std::path::Path;
 
-/// More free slots than this wait for a later session. Blocks of 2 MiB have no more; of small ones, one entry near 2 TiB would
-/// leave hundreds of millions below it, each to be kept in memory.
-const MAX_FREE_SLOTS: usize = 1 << 20;
+/// A session needs no more free slots than the disk has blocks, and some while others wait in the quarantine. What is beyond
+/// waits for a later session: one entry near 2 TiB leaves hundreds of millions of small slots below it.
+const SPARE_FREE_SLOTS: usize = 4096;
 /// So much of a table is read at once.
 const CHUNK_BYTES: usize = 1 << 20;
 
@@ -191,7 +191,7 @@ impl Survey {
         (0..self.fresh)
             .filter(|&index| !self.used.contains(index))
             .filter_map(move |index| place.slot_entry(index))
-            .take(MAX_FREE_SLOTS)
+            .take(place.table_entries as usize + SPARE_FREE_SLOTS)
     }
 }
 
