@@ -18,7 +18,7 @@ const BLOCK_BYTES: u64 = 16 << 10;
 const RING_BYTES: u64 = 128 << 10;
 const BLOCKS: u64 = 8;
 const SECTORS: u64 = BLOCKS * BLOCK_BYTES / SECTOR - 3;
-const MAX_STEPS: usize = 200;
+const MAX_STEPS: usize = 100;
 
 const EIO: i32 = 5;
 const EINTR: i32 = 4;
