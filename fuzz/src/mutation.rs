@@ -4,7 +4,7 @@
 //! Written from FORMAT.md; shares no code with the library's own structures.
 
 use crate::bases;
-use crate::guest::PATH;
+use crate::guest::{PARENT, PATH};
 use crate::input::Input;
 use cowvhd::sim::SimVfs;
 use cowvhd::vfs::{Access, File, Vfs};
@@ -29,6 +29,7 @@ pub fn image<'a>(data: &'a [u8]) -> (SimVfs, Input<'a>) {
 
 struct Image {
     vfs: SimVfs,
+    path: &'static Path,
     file: Arc<dyn File>,
 }
 
@@ -40,7 +41,7 @@ impl Image {
     }
 
     fn write(&self, offset: u64, bytes: &[u8]) {
-        self.vfs.corrupt(Path::new(PATH), offset, bytes);
+        self.vfs.corrupt(self.path, offset, bytes);
     }
 
     fn u64(&self, offset: u64) -> u64 {
@@ -58,9 +59,11 @@ impl Image {
 
 /// One change: what is changed, where in it, how, and whether its checksum is made right.
 fn change(vfs: &SimVfs, input: &mut Input) {
-    let Ok(file) = vfs.open(Path::new(PATH), Access::ReadWrite) else { return };
-    let image = Image { vfs: vfs.clone(), file };
     let kind = input.u8();
+    // Parents are made by the same hands.
+    let path = Path::new(if kind & 0x10 == 0 { PATH } else { PARENT });
+    let Ok(file) = vfs.open(path, Access::ReadWrite) else { return };
+    let image = Image { vfs: vfs.clone(), path, file };
     let mend = kind & 0x80 == 0;
     match kind & 15 {
         // Both copies of the footer alike, or one of them.
