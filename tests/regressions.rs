@@ -30,8 +30,10 @@ mod strict_vhd;
 #[path = "../fuzz/src/vhd_structures.rs"]
 mod vhd_structures;
 
+use cowvhd::check::{Code, check};
 use cowvhd::sim::SimVfs;
 use cowvhd::vfs::{Access, Vfs};
+use cowvhd::vhd::{DynamicHeader, HeaderCookie};
 use cowvhd::{CreateOptions, ErrorKind, OpenOptions};
 use std::path::Path;
 use std::sync::Arc;
@@ -144,4 +146,20 @@ fn a_file_that_was_cut_is_refused_and_not_extended() {
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
         assert!(error.to_string().contains("past the file's"), "{error}");
     }
+}
+
+/// The checker took a file for sound whose close was cut behind its superblock, and that had been cut short since.
+#[test]
+fn the_checker_sees_that_a_half_closed_file_was_cut() {
+    let vfs = closed_image();
+    let file = vfs.open(Path::new(PATH), Access::ReadWrite).unwrap();
+    let mut bytes = [0; DynamicHeader::SIZE];
+    file.read_at(&mut bytes, 512).unwrap();
+    let header = DynamicHeader { cookie: HeaderCookie::Dirty, ..DynamicHeader::parse(&bytes).unwrap() };
+    vfs.corrupt(Path::new(PATH), 512, &header.to_bytes());
+    let report = || check(Arc::new(vfs.clone()), Path::new(PATH)).unwrap();
+    assert!(report().is_sound(), "{:?}", report().findings());
+    file.set_len(file.length().unwrap() - 2 * u64::from(BLOCK_BYTES)).unwrap();
+    file.sync_data().unwrap();
+    assert!(report().count(Code::BatRange) > 0, "{:?}", report().findings());
 }

@@ -86,10 +86,10 @@ pub(super) fn check(report: &mut Report, image: &mut Image) -> Vec<Extent> {
 /// Blocks end before this. A file that was not closed may be shorter than the blocks that its journal maps; these are on the
 /// grid, and their headers are looked at.
 fn file_end(image: &Image, entry: u32) -> u64 {
-    let closed = image.inspection.decision.condition == Condition::Clean;
-    match closed || image.place().slot_index(entry).is_none() {
-        true => image.inspection.headers.file_bytes,
-        false => u64::MAX,
+    let may_grow = image.inspection.decision.condition == Condition::Dirty;
+    match may_grow && image.place().slot_index(entry).is_some() {
+        true => u64::MAX,
+        false => image.inspection.headers.file_bytes,
     }
 }
 
