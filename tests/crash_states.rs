@@ -10,7 +10,7 @@ mod crash;
 #[path = "support/strict_vhd.rs"]
 mod strict_vhd;
 
-use cowvhd::sim::{History, SimVfs};
+use cowvhd::sim::{Bounds, History, SimVfs};
 use cowvhd::{CreateOptions, ExtentKind, OpenOptions};
 use crash::{CHILD, Explorer, FIXED, SMALL, Segment, Shape, WIDE, Workload};
 
@@ -180,4 +180,42 @@ fn differencing_disk() {
     explore(CHILD, 7000..7050, 60, 60, Weather::Calm);
     explore(CHILD, 8000..8050, 60, 60, Weather::Busy);
     explore(CHILD, 9000..9060, 60, 40, Weather::Faulty);
+}
+
+/// A crash while an image is made leaves no file of that name or the whole image; once `create` has returned, the image.
+#[test]
+fn create_is_seen_whole_or_not_at_all() {
+    for fixed in [false, true] {
+        let vfs = SimVfs::new(1);
+        vfs.record(true);
+        let path = std::path::Path::new(crash::PATH);
+        let options = CreateOptions::new(SMALL.size)
+            .test_geometry(SMALL.block_bytes, SMALL.ring_bytes)
+            .vfs(std::sync::Arc::new(vfs.clone()));
+        let options = if fixed { options.fixed() } else { options };
+        options.create(path).unwrap();
+        let returned = vfs.tick();
+        let mut points = vfs.take_crash_points();
+        points.push(vfs.crash_now());
+        let (mut without, mut with) = (0, 0);
+        for point in points {
+            point.for_each_state(1, &Bounds::full(), |state| {
+                if !state.has(path) {
+                    assert!(point.clock() < returned, "the image is gone: {}", state.fates());
+                    without += 1;
+                    return true;
+                }
+                let vfs = std::sync::Arc::new(state.to_vfs(2));
+                let disk = OpenOptions::new().vfs(vfs).open(path).unwrap();
+                let mut content = vec![0xee; SMALL.size as usize];
+                disk.read_at(&mut content, 0).unwrap();
+                assert!(content.iter().all(|&byte| byte == 0));
+                disk.close().unwrap();
+                with += 1;
+                true
+            });
+        }
+        println!("{without} states without the image, {with} with it");
+        assert!(without > 0 && with > 0);
+    }
 }

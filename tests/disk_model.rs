@@ -6,7 +6,7 @@
 #![cfg(feature = "sim")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use cowvhd::sim::{CrashState, History, SimVfs};
+use cowvhd::sim::{Bounds, CrashState, History, SimVfs};
 use cowvhd::{CreateOptions, Disk, OpenOptions, ZeroMode};
 use proptest::prelude::*;
 use std::path::Path;
@@ -88,7 +88,7 @@ impl Model {
             Step::PowerCut { seed, state } => {
                 let mut chosen: Option<CrashState> = None;
                 let mut left = state;
-                self.vfs.crash_now().for_each_state(seed, state + 1, |state| {
+                self.vfs.crash_now().for_each_state(seed, &Bounds::sample(state + 1), |state| {
                     chosen = Some(state);
                     left = left.saturating_sub(1);
                     left > 0

@@ -24,6 +24,10 @@ pub enum Operation {
     SetLength,
     /// Punched ranges.
     Punch,
+    /// Creations, links, renames, exchanges and removals of names.
+    Names,
+    /// Syncs of a directory.
+    SyncDirectory,
 }
 
 /// From which operation on, and for how many, what fails. Operations count from when the plan was set.

@@ -6,13 +6,17 @@
 //! disk then shows is allowed.
 
 mod crash;
+mod fates;
 mod faults;
+mod file;
 mod history;
+mod names;
 mod pages;
 mod rng;
 mod vfs;
 
-pub use crash::{CrashPoint, CrashState};
+pub use crash::{Bounds, CrashPoint, CrashState};
+pub use fates::{BadFates, Fates};
 pub use faults::{Fault, FaultPlan, Operation};
 pub use history::{History, Violation};
 pub use rng::Rng;

@@ -1,19 +1,20 @@
 //! The simulated file system: a volatile cache over a medium that keeps only what was synced.
 //!
-//! Every change goes into the cache at once and waits, as *pending*, for a sync of its file. At each sync and each durable
-//! write, just before it completes, the state is a crash point: the medium so far plus any part of what is pending.
-//! A durable write makes its own bytes durable and nothing else.
+//! Every change goes into the cache at once and waits, as *pending*, for a sync: changes of a file for a sync of that file,
+//! changes of names for a sync of their directory. At each sync and each durable write, just before it completes, the
+//! state is a crash point: the medium so far plus any part of what is pending. A durable write makes its own bytes durable
+//! and nothing else. A file whose names are not durable is gone after a power cut, however well its content was synced.
 
 use super::crash::{CrashPoint, FileAtCrash};
 use super::faults::{Fault, FaultPlan, Operation};
+use super::file::{FileState, SimFile};
+use super::names::{NameTable, Names};
 use super::pages::{Change, Pages};
 use super::rng::Rng;
-use crate::vfs::{Access, File, FileTime, LockMode, Vfs};
-use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use crate::vfs::{Access, File, FileTime, Vfs};
+use parking_lot::{Mutex, MutexGuard};
 use std::fmt;
 use std::io;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -26,6 +27,8 @@ pub enum Underway {
     DurableWrite,
     /// A sync, not complete: what the hook writes is not covered by it.
     Sync,
+    /// A sync of a directory, not complete: the names that the hook changes are not covered by it.
+    DirectorySync,
 }
 
 /// Called in the middle of an operation.
@@ -55,27 +58,15 @@ pub struct SimVfs {
     hook: Arc<Mutex<Option<Arc<Hook>>>>,
 }
 
-struct State {
-    names: BTreeMap<PathBuf, usize>,
+pub(super) struct State {
+    names: NameTable,
     files: Vec<FileState>,
     clock: u64,
     rng: Rng,
     recording: bool,
     points: Vec<CrashPoint>,
-    counts: Counts,
-    faults: FaultPlan,
-}
-
-#[derive(Debug, Default)]
-struct FileState {
-    /// What reads see.
-    cache: Pages,
-    /// What a power cut leaves.
-    medium: Pages,
-    pending: Vec<Change>,
-    shared_locks: u32,
-    exclusive_lock: bool,
-    modified: FileTime,
+    pub(super) counts: Counts,
+    pub(super) faults: FaultPlan,
 }
 
 impl fmt::Debug for SimVfs {
@@ -88,7 +79,7 @@ impl SimVfs {
     /// An empty file system. `seed` determines its random ids.
     pub fn new(seed: u64) -> Self {
         let state = State {
-            names: BTreeMap::new(),
+            names: NameTable::default(),
             files: Vec::new(),
             clock: 0,
             rng: Rng::new(seed),
@@ -101,17 +92,18 @@ impl SimVfs {
     }
 
     /// A file system whose medium and cache hold `files`, as after a power cut.
-    pub(super) fn with_files(seed: u64, files: impl IntoIterator<Item = (PathBuf, Pages)>) -> Self {
+    pub(super) fn with_files(seed: u64, names: Names, files: impl IntoIterator<Item = Pages>) -> Self {
         let vfs = SimVfs::new(seed);
         {
             let mut state = vfs.state.lock();
-            for (path, pages) in files {
-                let id = state.files.len();
-                state.files.push(FileState { cache: pages.clone(), medium: pages, ..FileState::default() });
-                state.names.insert(path, id);
-            }
+            state.names = NameTable::durable(names);
+            state.files = files.into_iter().map(FileState::durable).collect();
         }
         vfs
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
     }
 
     /// Starts or stops keeping crash points.
@@ -164,22 +156,27 @@ impl SimVfs {
     /// The content of a file as reads see it.
     pub fn content(&self, path: &Path) -> Option<Vec<u8>> {
         let state = self.state.lock();
-        let file = state.files.get(*state.names.get(path)?)?;
+        let file = state.files.get(state.names.get(path)?)?;
         let mut bytes = vec![0; file.cache.length() as usize];
         file.cache.read(&mut bytes, 0);
         Some(bytes)
     }
 
+    /// All names.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.state.lock().names.paths().cloned().collect()
+    }
+
     /// A hash of a file's content as reads see it.
     pub fn content_hash(&self, path: &Path) -> Option<u64> {
         let state = self.state.lock();
-        Some(state.files.get(*state.names.get(path)?)?.cache.hash())
+        Some(state.files.get(state.names.get(path)?)?.cache.hash())
     }
 
     /// Changes bytes of a file behind everybody's back, on the medium and in the cache: bit rot, or another program.
     pub fn corrupt(&self, path: &Path, offset: u64, bytes: &[u8]) {
         let mut state = self.state.lock();
-        let Some(&id) = state.names.get(path) else { return };
+        let Some(id) = state.names.get(path) else { return };
         if let Some(file) = state.files.get_mut(id) {
             let change = Change::Write { offset, bytes: bytes.into() };
             file.cache.apply(&change);
@@ -187,7 +184,7 @@ impl SimVfs {
         }
     }
 
-    fn run_hook(&self, underway: Underway) {
+    pub(super) fn run_hook(&self, underway: Underway) {
         let hook = self.hook.lock().clone();
         if let Some(hook) = hook {
             hook(underway);
@@ -196,96 +193,66 @@ impl SimVfs {
 }
 
 impl State {
-    /// The state of all files; `in_flight` is a durable write that has not completed.
+    /// The state of all files that may have a name; `in_flight` is a durable write that has not completed.
     fn crash_point(&self, in_flight: Option<(usize, &Change)>) -> CrashPoint {
-        let files = self.names.iter().filter_map(|(path, &id)| {
+        let reachable = self.names.reachable().into_iter();
+        let files = reachable.filter_map(|id| {
             let file = self.files.get(id)?;
-            let mut pending = file.pending.clone();
+            let mut pending: Vec<Change> = file.pending().cloned().collect();
             pending.extend(in_flight.filter(|(of, _)| *of == id).map(|(_, change)| change.clone()));
-            Some(FileAtCrash { path: path.clone(), medium: file.medium.clone(), pending })
+            Some((id, FileAtCrash { medium: file.medium.clone(), pending }))
         });
-        CrashPoint { clock: self.clock, files: files.collect() }
+        CrashPoint {
+            clock: self.clock,
+            files: files.collect(),
+            names: self.names.medium().clone(),
+            renamed: self.names.pending().cloned().collect(),
+        }
     }
 
-    fn keep_crash_point(&mut self, in_flight: Option<(usize, &Change)>) {
+    pub(super) fn keep_crash_point(&mut self, in_flight: Option<(usize, &Change)>) {
         if self.recording {
             let point = self.crash_point(in_flight);
             self.points.push(point);
         }
     }
 
-    fn file(&mut self, id: usize) -> io::Result<&mut FileState> {
+    pub(super) fn file(&mut self, id: usize) -> io::Result<&mut FileState> {
         self.files.get_mut(id).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    fn create(&mut self, path: &Path) -> io::Result<usize> {
-        if self.names.contains_key(path) {
-            return Err(io::ErrorKind::AlreadyExists.into());
+    pub(super) fn now(&self) -> FileTime {
+        FileTime { seconds: 1_700_000_000 + self.clock as i64, nanoseconds: 0 }
+    }
+
+    fn id(&self, path: &Path) -> io::Result<usize> {
+        self.names.get(path).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn is_free(&self, path: &Path) -> io::Result<()> {
+        match self.names.get(path) {
+            None => Ok(()),
+            Some(_) => Err(io::ErrorKind::AlreadyExists.into()),
         }
-        let id = self.files.len();
-        self.files.push(FileState::default());
-        self.names.insert(path.to_path_buf(), id);
-        Ok(id)
     }
 }
 
-impl FileState {
-    fn change(&mut self, change: Change) {
-        self.cache.apply(&change);
-        self.pending.push(change);
-    }
-
-    /// Extends the file, as a change of its own, so that a write up to `end` fits.
-    fn reach(&mut self, end: u64) {
-        if end > self.cache.length() {
-            self.change(Change::SetLength(end));
+impl SimVfs {
+    /// An operation on names, if the fault plan lets it happen.
+    fn on_names(&self) -> io::Result<MutexGuard<'_, State>> {
+        let mut state = self.state.lock();
+        match state.faults.next(Operation::Names) {
+            Some(Fault::Error(error)) => Err(io::Error::from_raw_os_error(error)),
+            // There is nothing to transfer.
+            Some(Fault::Short) | None => Ok(state),
         }
     }
-
-    /// The first `count` pending changes are on the medium now.
-    fn complete(&mut self, count: usize) {
-        for change in self.pending.drain(..count.min(self.pending.len())) {
-            self.medium.apply(&change);
-        }
-    }
-
-    /// A durable write is on the medium: what is pending below it can no longer come to light there.
-    fn complete_durable(&mut self, offset: u64, bytes: &Arc<[u8]>) {
-        let end = offset + bytes.len() as u64;
-        let pending = std::mem::take(&mut self.pending);
-        for change in pending {
-            match change {
-                Change::SetLength(length) if length >= end && self.medium.length() < end => {
-                    self.medium.apply(&Change::SetLength(length));
-                }
-                Change::SetLength(_) => self.pending.push(change),
-                Change::Write { offset: at, bytes: old } => {
-                    for (from, to) in outside(at, at + old.len() as u64, offset, end) {
-                        let kept = old.get((from - at) as usize..(to - at) as usize).unwrap_or_default();
-                        self.pending.push(Change::Write { offset: from, bytes: kept.into() });
-                    }
-                }
-                Change::Punch { offset: at, length } => {
-                    for (from, to) in outside(at, at + length, offset, end) {
-                        self.pending.push(Change::Punch { offset: from, length: to - from });
-                    }
-                }
-            }
-        }
-        self.medium.apply(&Change::Write { offset, bytes: Arc::clone(bytes) });
-    }
-}
-
-/// The parts of `from..to` that lie outside `hole_from..hole_to`.
-fn outside(from: u64, to: u64, hole_from: u64, hole_to: u64) -> impl Iterator<Item = (u64, u64)> {
-    [(from, to.min(hole_from)), (from.max(hole_to), to)].into_iter().filter(|(from, to)| from < to)
 }
 
 impl Vfs for SimVfs {
-    fn open(&self, path: &Path, _access: Access) -> io::Result<Arc<dyn File>> {
-        let state = self.state.lock();
-        let id = state.names.get(path).copied().ok_or(io::ErrorKind::NotFound)?;
-        Ok(Arc::new(SimFile { vfs: self.clone(), id, lock: Mutex::new(None) }))
+    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn File>> {
+        let id = self.state.lock().id(path)?;
+        Ok(Arc::new(SimFile::new(self.clone(), id, access)))
     }
 
     fn open_beneath(&self, folder: &Path, path: &Path) -> io::Result<Arc<dyn File>> {
@@ -293,33 +260,61 @@ impl Vfs for SimVfs {
     }
 
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        let id = self.state.lock().create(path)?;
-        Ok(Arc::new(SimFile { vfs: self.clone(), id, lock: Mutex::new(None) }))
+        let mut state = self.on_names()?;
+        state.is_free(path)?;
+        let id = state.files.len();
+        state.files.push(FileState::default());
+        state.names.change(&[(path, Some(id))]);
+        drop(state);
+        Ok(Arc::new(SimFile::new(self.clone(), id, Access::ReadWrite)))
     }
 
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut state = self.state.lock();
-        let id = state.names.get(from).copied().ok_or(io::ErrorKind::NotFound)?;
-        if state.names.contains_key(to) {
-            return Err(io::ErrorKind::AlreadyExists.into());
-        }
-        state.names.insert(to.to_path_buf(), id);
+        let mut state = self.on_names()?;
+        let id = state.id(from)?;
+        state.is_free(to)?;
+        state.names.change(&[(to, Some(id))]);
         Ok(())
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut state = self.state.lock();
-        let id = state.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
-        state.names.insert(to.to_path_buf(), id);
+        let mut state = self.on_names()?;
+        let id = state.id(from)?;
+        // Two names of one file: both stay, says POSIX.
+        if state.names.get(to) != Some(id) {
+            state.names.change(&[(from, None), (to, Some(id))]);
+        }
+        Ok(())
+    }
+
+    fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
+        let mut state = self.on_names()?;
+        let (id, other_id) = (state.id(one)?, state.id(other)?);
+        state.names.change(&[(one, Some(other_id)), (other, Some(id))]);
         Ok(())
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        self.state.lock().names.remove(path).map(|_| ()).ok_or_else(|| io::ErrorKind::NotFound.into())
+        let mut state = self.on_names()?;
+        state.id(path)?;
+        state.names.change(&[(path, None)]);
+        Ok(())
     }
 
-    fn sync_dir(&self, _directory: &Path) -> io::Result<()> {
-        Ok(())
+    fn sync_dir(&self, directory: &Path) -> io::Result<()> {
+        let last = {
+            let mut state = self.state.lock();
+            state.keep_crash_point(None);
+            state.names.last_number()
+        };
+        self.run_hook(Underway::DirectorySync);
+        let mut state = self.state.lock();
+        let fault = state.faults.next(Operation::SyncDirectory);
+        state.names.complete(directory, last, fault.is_none());
+        match fault {
+            Some(Fault::Error(error)) => Err(io::Error::from_raw_os_error(error)),
+            Some(Fault::Short) | None => Ok(()),
+        }
     }
 
     fn random_id(&self) -> io::Result<[u8; 16]> {
@@ -329,160 +324,6 @@ impl Vfs for SimVfs {
     }
 
     fn now(&self) -> FileTime {
-        FileTime { seconds: 1_700_000_000 + self.state.lock().clock as i64, nanoseconds: 0 }
-    }
-}
-
-#[derive(Debug)]
-struct SimFile {
-    vfs: SimVfs,
-    id: usize,
-    lock: Mutex<Option<LockMode>>,
-}
-
-impl SimFile {
-    fn with<T>(&self, f: impl FnOnce(&mut FileState) -> T) -> io::Result<T> {
-        self.vfs.state.lock().file(self.id).map(f)
-    }
-
-    /// Asks the fault plan; a short transfer is given as the number of bytes that still go through.
-    fn fault(&self, length: usize, operation: Operation) -> io::Result<usize> {
-        match self.vfs.state.lock().faults.next(operation) {
-            None => Ok(length),
-            Some(Fault::Error(error)) => Err(io::Error::from_raw_os_error(error)),
-            Some(Fault::Short) => Ok((length / 2).next_multiple_of(512).min(length)),
-        }
-    }
-}
-
-impl File for SimFile {
-    fn length(&self) -> io::Result<u64> {
-        self.with(|file| file.cache.length())
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.vfs.state.lock().counts.reads += 1;
-        let count = self.fault(buf.len(), Operation::Read)?;
-        self.with(|file| file.cache.read(buf.get_mut(..count).unwrap_or_default(), offset))
-    }
-
-    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
-        self.vfs.state.lock().counts.writes += 1;
-        self.vfs.run_hook(Underway::Write);
-        let result = self.fault(buf.len(), Operation::Write);
-        // A failed write may have written any part.
-        let count = *result.as_ref().unwrap_or(&(buf.len() / 1024 * 512));
-        let bytes = buf.get(..count).unwrap_or_default();
-        self.with(|file| {
-            file.reach(offset + bytes.len() as u64);
-            file.change(Change::Write { offset, bytes: bytes.into() });
-        })?;
-        result
-    }
-
-    fn write_durable_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.vfs.state.lock().counts.durable_writes += 1;
-        let count = self.fault(buf.len(), Operation::DurableWrite);
-        let bytes: Arc<[u8]> = buf.into();
-        let change = Change::Write { offset, bytes: Arc::clone(&bytes) };
-        {
-            let mut state = self.vfs.state.lock();
-            let file = state.file(self.id)?;
-            file.reach(offset + bytes.len() as u64);
-            if !matches!(count, Ok(count) if count == buf.len()) {
-                // A failed durable write may have left any part of it.
-                file.change(change);
-                return Err(count.err().unwrap_or_else(|| io::ErrorKind::WriteZero.into()));
-            }
-            file.cache.apply(&change);
-            state.keep_crash_point(Some((self.id, &change)));
-        }
-        self.vfs.run_hook(Underway::DurableWrite);
-        self.with(|file| file.complete_durable(offset, &bytes))
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        let count = {
-            let mut state = self.vfs.state.lock();
-            state.counts.syncs += 1;
-            let count = state.file(self.id)?.pending.len();
-            state.keep_crash_point(None);
-            count
-        };
-        self.vfs.run_hook(Underway::Sync);
-        let fault = self.fault(0, Operation::Sync);
-        self.with(|file| match fault {
-            Ok(_) => file.complete(count),
-            // The kernel forgets what it could not write; the next sync will not mention it (F7).
-            Err(_) => drop(file.pending.drain(..count)),
-        })?;
-        fault.map(|_| ())
-    }
-
-    fn forget_cached(&self, _length: u64) -> io::Result<()> {
-        self.with(|file| {
-            file.cache = file.medium.clone();
-            file.pending.iter().for_each(|change| file.cache.apply(change));
-        })
-    }
-
-    fn set_len(&self, length: u64) -> io::Result<()> {
-        self.vfs.state.lock().counts.set_lengths += 1;
-        self.fault(0, Operation::SetLength)?;
-        self.with(|file| file.change(Change::SetLength(length)))
-    }
-
-    fn punch_hole(&self, offset: u64, length: u64) -> io::Result<()> {
-        self.vfs.state.lock().counts.punches += 1;
-        self.fault(0, Operation::Punch)?;
-        self.with(|file| file.change(Change::Punch { offset, length }))
-    }
-
-    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-        self.with(|file| file.cache.next_data(offset))
-    }
-
-    fn allocated_bytes(&self) -> io::Result<u64> {
-        self.with(|file| file.cache.allocated_bytes())
-    }
-
-    fn modified(&self) -> io::Result<FileTime> {
-        self.with(|file| file.modified)
-    }
-
-    fn set_modified(&self, time: FileTime) -> io::Result<()> {
-        self.with(|file| file.modified = time)
-    }
-
-    fn lock(&self, mode: LockMode) -> io::Result<()> {
-        self.with(|file| {
-            let free = match mode {
-                LockMode::Shared => !file.exclusive_lock,
-                LockMode::Exclusive => !file.exclusive_lock && file.shared_locks == 0,
-            };
-            if !free {
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
-            match mode {
-                LockMode::Shared => file.shared_locks += 1,
-                LockMode::Exclusive => file.exclusive_lock = true,
-            }
-            *self.lock.lock() = Some(mode);
-            Ok(())
-        })?
-    }
-
-    fn unlock(&self) -> io::Result<()> {
-        self.with(|file| match self.lock.lock().take() {
-            Some(LockMode::Shared) => file.shared_locks -= 1,
-            Some(LockMode::Exclusive) => file.exclusive_lock = false,
-            None => {}
-        })
-    }
-}
-
-impl Drop for SimFile {
-    fn drop(&mut self) {
-        let _ = self.unlock();
+        self.state.lock().now()
     }
 }

@@ -2,7 +2,8 @@
 
 use super::{Access, DirectVfs, File, FileTime, LockMode, Vfs, holder, lock};
 use rustix::fs::{
-    Advice, FallocateFlags, FileType, Mode, OFlags, ResolveFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT,
+    Advice, CWD, FallocateFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags, SeekFrom, Timespec,
+    Timestamps, UTIME_OMIT,
 };
 use rustix::io::ReadWriteFlags;
 use std::io::{self, IoSlice};
@@ -48,6 +49,16 @@ impl Vfs for HostVfs {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         Ok(rustix::fs::rename(from, to)?)
+    }
+
+    fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
+        use rustix::io::Errno;
+        match rustix::fs::renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE) {
+            Ok(()) => Ok(()),
+            // File systems without it answer so; names of files give no other cause for the first.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => Err(io::ErrorKind::Unsupported.into()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
@@ -224,5 +235,22 @@ impl File for HostFile {
 
     fn holder(&self) -> Option<String> {
         holder::find(&self.fd)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exchange_swaps_two_names_and_needs_both() {
+        let dir = tempfile::tempdir().unwrap();
+        let [a, b, none] = ["a", "b", "none"].map(|name| dir.path().join(name));
+        std::fs::write(&a, "1").unwrap();
+        std::fs::write(&b, "2").unwrap();
+        HostVfs.exchange(&a, &b).unwrap();
+        assert_eq!((std::fs::read(&a).unwrap(), std::fs::read(&b).unwrap()), (b"2".to_vec(), b"1".to_vec()));
+        assert_eq!(HostVfs.exchange(&a, &none).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert!(a.exists() && !none.exists());
     }
 }

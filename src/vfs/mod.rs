@@ -54,6 +54,10 @@ pub trait Vfs: Send + Sync + fmt::Debug {
     /// Gives a file another name, in the place of whatever had that name. Durable after [`Vfs::sync_dir`].
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
+    /// Swaps what two names stand for, in one step; both must exist. Fails with `Unsupported` where the file system cannot.
+    /// Durable after [`Vfs::sync_dir`].
+    fn exchange(&self, one: &Path, other: &Path) -> io::Result<()>;
+
     /// Takes a name away from a file. Durable after [`Vfs::sync_dir`].
     fn remove(&self, path: &Path) -> io::Result<()>;
 

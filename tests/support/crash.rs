@@ -5,7 +5,7 @@
 //! another crash, and again, ends in an allowed state as well (F5).
 
 use crate::strict_vhd::{Guest, Kind, StrictVhd};
-use cowvhd::sim::{CrashPoint, CrashState, Fault, FaultPlan, History, Rng, SimVfs, Underway};
+use cowvhd::sim::{Bounds, CrashPoint, CrashState, Fault, FaultPlan, History, Rng, SimVfs, Underway};
 use cowvhd::vfs::{Access, File, Vfs};
 use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions, ZeroMode};
 use std::collections::HashSet;
@@ -417,7 +417,7 @@ impl Explorer {
             for (p, point) in segment.points.iter().enumerate() {
                 let mut result = Ok(());
                 let mut number = 0;
-                point.for_each_state(seed ^ p as u64, limit, |state| {
+                point.for_each_state(seed ^ p as u64, &Bounds::sample(limit), |state| {
                     number += 1;
                     result = self.judge(&segment.history, point.clock(), &state, state.garbage, 2);
                     result.is_ok()
@@ -482,7 +482,7 @@ impl Explorer {
             let point = &points[rng.below(points.len() as u64) as usize];
             let mut result = Ok(());
             let mut skip = rng.below(8);
-            point.for_each_state(rng.next_u64(), 12, |inner| {
+            point.for_each_state(rng.next_u64(), &Bounds::sample(12), |inner| {
                 skip = skip.wrapping_sub(1);
                 if skip < 8 {
                     return true;

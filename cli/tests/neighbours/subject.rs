@@ -260,6 +260,9 @@ impl Vfs for Recorder {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         HostVfs.rename(from, to)
     }
+    fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
+        HostVfs.exchange(one, other)
+    }
     fn remove(&self, path: &Path) -> io::Result<()> {
         HostVfs.remove(path)
     }
