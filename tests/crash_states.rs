@@ -1,10 +1,13 @@
 //! A power cut at any moment: the disk opens, and every sector holds its last flushed value or a later one.
 //!
-//! `COWVHD_SEED=N cargo test --release --features sim --test crash_states` replays one workload.
+//! `COWVHD_STATES` says how many distinct states are judged: `COWVHD_STATES=100000000 cargo test --release --features sim --test
+//! crash_states every -- --nocapture` is the long run. `COWVHD_SEED` is the seed of the first workload.
 
 #![cfg(feature = "sim")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "support/campaign.rs"]
+mod campaign;
 #[path = "support/crash.rs"]
 mod crash;
 #[path = "support/strict_vhd.rs"]
@@ -12,71 +15,51 @@ mod strict_vhd;
 
 use cowvhd::sim::{Bounds, History, SimVfs};
 use cowvhd::{CreateOptions, ExtentKind, OpenOptions};
-use crash::{CHILD, Explorer, FIXED, SMALL, Segment, Shape, WIDE, Workload};
+use crash::{Explorer, SMALL, Segment};
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Weather {
-    Calm,
-    /// Requests arrive in the middle of others.
-    Busy,
-    /// Operations fail, too.
-    Faulty,
+/// States of a run of the test command.
+const STATES: u64 = 1_000_000;
+/// Runs of so many states and more take every state that the bar asks for at each crash point.
+const LONG_RUN: u64 = 10_000_000;
+
+fn variable(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }
 
-fn explore(shape: Shape, seeds: std::ops::Range<u64>, steps: usize, limit: usize, weather: Weather) {
-    let seeds = match std::env::var("COWVHD_SEED") {
-        Ok(seed) => {
-            let seed = seed.parse().expect("COWVHD_SEED is a number");
-            seed..seed + 1
-        }
-        Err(_) => seeds,
+#[test]
+fn every_state_opens_with_all_that_was_flushed() {
+    let states = variable("COWVHD_STATES").unwrap_or(STATES);
+    let bounds = match states {
+        ..LONG_RUN => Bounds { apart: 1, tears: 256, seeded: 24, ..Bounds::full() },
+        _ => Bounds::full(),
     };
-    let mut explorer = Explorer::new(shape);
-    let mut points = 0;
-    let mut injected = 0;
-    for seed in seeds.clone() {
-        let mut workload = Workload::new(shape, seed, weather == Weather::Faulty);
-        if weather != Weather::Calm {
-            workload.interleave();
+    let step = (states / 100).max(1);
+    let reported = std::sync::atomic::AtomicU64::new(0);
+    let progress = |tally: &campaign::Tally| {
+        let steps = tally.states / step;
+        if states >= LONG_RUN && reported.swap(steps, std::sync::atomic::Ordering::SeqCst) != steps {
+            println!("{tally}");
         }
-        workload.run(steps);
-        if weather != Weather::Faulty {
-            workload.check_live();
-        }
-        injected += workload.injected;
-        let segments = workload.finish();
-        points += segments.iter().map(|segment| segment.points.len()).sum::<usize>();
-        if let Err(error) = explorer.explore(&segments, seed, limit) {
-            panic!("{error}\nreplay with COWVHD_SEED={seed}");
+    };
+    match campaign::run(variable("COWVHD_SEED").unwrap_or(0), states, &bounds, progress) {
+        Ok(tally) => campaign::summary(&format!("simulation: {tally}, 0 violations")),
+        Err(wrong) => panic!(
+            "{wrong}\nreplay with\nCOWVHD_REPLAY='{}' cargo test --release --features sim --test crash_states replay -- \
+             --exact --nocapture",
+            wrong.replay()
+        ),
+    }
+}
+
+/// Judges one state again: what a failure printed stands in `COWVHD_REPLAY`.
+#[test]
+fn replay() {
+    if let Ok(text) = std::env::var("COWVHD_REPLAY") {
+        match campaign::replay(&text) {
+            Ok(()) => println!("{text}: no violation"),
+            Err(wrong) => panic!("{wrong}"),
         }
     }
-    println!(
-        "{} workloads, {injected} errors injected, {points} crash points, {} distinct states, {} recoveries cut again: \
-         no violation",
-        seeds.count(),
-        explorer.states,
-        explorer.recoveries_cut,
-    );
-}
-
-#[test]
-fn small_blocks_one_thread() {
-    explore(SMALL, 0..60, 60, 60, Weather::Calm);
-}
-
-#[test]
-fn small_blocks_with_requests_during_syncs() {
-    explore(SMALL, 1000..1060, 60, 60, Weather::Busy);
-}
-
-#[test]
-fn blocks_all_over_the_table() {
-    explore(WIDE, 2000..2020, 120, 40, Weather::Busy);
-}
-
-#[test]
-fn small_blocks_with_failing_operations() {
-    explore(SMALL, 3000..3080, 60, 40, Weather::Faulty);
 }
 
 /// QEMU's first block in an empty image lands right behind the block table, in the page where the table ends. It moves when
@@ -97,8 +80,8 @@ fn a_block_in_the_tables_page_moves_safely() {
     let value = history.new_value();
     let mut block = vec![0xff; 512 + shape.block_bytes as usize];
     History::fill(value, &mut block[512..]);
-    vfs.corrupt(path, table + 512, &block);
-    vfs.corrupt(path, table + 4 * 3, &((table / 512 + 1) as u32).to_be_bytes());
+    vfs.foreign_write(path, table + 512, &block);
+    vfs.foreign_write(path, table + 4 * 3, &((table / 512 + 1) as u32).to_be_bytes());
     history.continue_from(3 * u64::from(shape.block_bytes) / 512, &block[512..]);
 
     vfs.record(true);
@@ -107,7 +90,7 @@ fn a_block_in_the_tables_page_moves_safely() {
     let mut points = vfs.take_crash_points();
     points.push(vfs.crash_now());
     let mut explorer = Explorer::new(shape);
-    explorer.explore(&[Segment { history, points }], 1, 200).unwrap();
+    explorer.explore(&[Segment { history, points }], 1, &Bounds::sample(200)).unwrap();
     println!("{} distinct states: no violation", explorer.states);
 }
 
@@ -134,11 +117,13 @@ fn a_block_with_missing_sectors_moves_when_it_is_written() {
     let table = u64::from_be_bytes(image[512 + 16..512 + 24].try_into().unwrap()) as usize;
     let sector = u32::from_be_bytes(image[table + 4..table + 8].try_into().unwrap());
     // Another program: the block is now number 5, and its sectors 8 to 15 are not present.
-    vfs.corrupt(path, table as u64 + 4, &[0xff; 4]);
-    vfs.corrupt(path, table as u64 + 4 * 5, &sector.to_be_bytes());
-    vfs.corrupt(path, u64::from(sector) * 512 + 1, &[0]);
+    vfs.foreign_write(path, table as u64 + 4, &[0xff; 4]);
+    vfs.foreign_write(path, table as u64 + 4 * 5, &sector.to_be_bytes());
+    // It knows nothing of block headers.
+    vfs.foreign_write(path, (u64::from(sector) - 7) * 512, &[0; 7 * 512]);
+    vfs.foreign_write(path, u64::from(sector) * 512 + 1, &[0]);
     block[8 * 512..16 * 512].fill(0);
-    vfs.corrupt(path, u64::from(sector) * 512 + 512, &block);
+    vfs.foreign_write(path, u64::from(sector) * 512 + 512, &block);
     let first = 5 * u64::from(shape.block_bytes) / 512;
     history.continue_from(first, &block);
 
@@ -162,24 +147,8 @@ fn a_block_with_missing_sectors_moves_when_it_is_written() {
     let mut points = vfs.take_crash_points();
     points.push(vfs.crash_now());
     let mut explorer = Explorer::new(shape);
-    explorer.explore(&[Segment { history, points }], 1, 200).unwrap();
+    explorer.explore(&[Segment { history, points }], 1, &Bounds::sample(200)).unwrap();
     println!("{} distinct states: no violation", explorer.states);
-}
-
-/// A fixed disk has what a raw disk has: no journal, and every flushed write.
-#[test]
-fn fixed_disk() {
-    explore(FIXED, 4000..4030, 60, 60, Weather::Calm);
-    explore(FIXED, 5000..5030, 60, 60, Weather::Busy);
-    explore(FIXED, 6000..6030, 60, 40, Weather::Faulty);
-}
-
-/// A differencing disk: bitmaps change, units are copied up, zeros hide what the parent holds.
-#[test]
-fn differencing_disk() {
-    explore(CHILD, 7000..7050, 60, 60, Weather::Calm);
-    explore(CHILD, 8000..8050, 60, 60, Weather::Busy);
-    explore(CHILD, 9000..9060, 60, 40, Weather::Faulty);
 }
 
 /// A crash while an image is made leaves no file of that name or the whole image; once `create` has returned, the image.

@@ -13,7 +13,7 @@ mod crash;
 #[path = "support/strict_vhd.rs"]
 mod strict_vhd;
 
-use cowvhd::sim::{Fault, FaultPlan, History, Operation, SimVfs, Underway};
+use cowvhd::sim::{Bounds, Fault, FaultPlan, History, Operation, SimVfs, Underway};
 use cowvhd::vfs::{Access, Vfs};
 use cowvhd::vhd::Footer;
 use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions, Result};
@@ -220,7 +220,7 @@ fn a_backup_that_only_the_cache_holds_is_not_relied_on() {
         drop(open(&vfs).unwrap());
         let points = vfs.take_crash_points();
         let segment = Segment { history: History::default(), points };
-        if let Err(error) = explorer.explore(&[segment], durable_write, 200) {
+        if let Err(error) = explorer.explore(&[segment], durable_write, &Bounds::sample(200)) {
             panic!("durable write {durable_write}: {error}");
         }
     }

@@ -10,7 +10,7 @@ mod crash;
 #[path = "support/strict_vhd.rs"]
 mod strict_vhd;
 
-use cowvhd::sim::{History, Rng, SimVfs};
+use cowvhd::sim::{Bounds, History, Rng, SimVfs};
 use cowvhd::vfs::{Access, Vfs};
 use cowvhd::vhd::DynamicHeader;
 use cowvhd::{CreateOptions, Disk, OpenOptions, ZeroMode};
@@ -120,9 +120,12 @@ fn blocks_of_another_program_survive_every_crash() {
         }
         let mut points = vfs.take_crash_points();
         points.push(vfs.crash_now());
-        if let Err(error) = explorer.explore(&[Segment { history, points }], seed, 40) {
+        if let Err(error) = explorer.explore(&[Segment { history, points }], seed, &Bounds::sample(40)) {
             panic!("{error}");
         }
     }
-    println!("{} distinct states, {} recoveries cut again", explorer.states, explorer.recoveries_cut);
+    println!(
+        "{} distinct states, {} of them of recoveries that were cut",
+        explorer.states, explorer.of_recoveries
+    );
 }

@@ -3,55 +3,61 @@
 #![cfg(feature = "defects")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "support/campaign.rs"]
+#[allow(dead_code, reason = "shared with the search for states")]
+mod campaign;
 #[path = "support/crash.rs"]
+#[allow(dead_code, reason = "shared with the other tests of crashes")]
 mod crash;
 #[path = "support/strict_vhd.rs"]
 mod strict_vhd;
 
+use campaign::{Case, PLANS, Weather, Wrong};
 use cowvhd::defect::{self, Defect};
-use crash::{Explorer, SMALL, WIDE, Workload};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use cowvhd::sim::Bounds;
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// At most so many workloads are tried for one defect.
-const SEEDS: u64 = 160;
+const SEEDS: u64 = 240;
 
-/// Runs workloads under the defect until one of them is judged wrong; says which oracle did it.
-fn kill(defect: Defect) -> Option<(u64, String)> {
+/// Workloads that may show a defect: those on disks with a journal.
+fn cases(defect: Defect) -> impl Iterator<Item = Case> {
+    // Nothing else can show what a failure leaves behind.
+    let faulty = matches!(
+        defect,
+        Defect::FailedFlushForgetsData
+            | Defect::FailedWriteTakesSlot
+            | Defect::FailedWriteStaysMapped
+            | Defect::SoiledSlotIsReused
+    );
+    let plans: Vec<_> = PLANS
+        .iter()
+        .filter(|(_, shape, weather, _)| !shape.fixed && (!faulty || *weather == Weather::Faulty))
+        .collect();
+    (0..SEEDS).map(move |seed| Case { plan: plans[(seed % plans.len() as u64) as usize], seed })
+}
+
+/// Runs workloads under the defect until one of them is judged wrong.
+fn kill(defect: Defect) -> Option<Wrong> {
     defect::seed(Some(defect));
-    // One seed in four stands for a workload whose operations fail; nothing else can show what a failure leaves behind.
-    let step = if matches!(defect, Defect::FailedFlushForgetsData) { 4 } else { 1 };
-    let killed = (0..SEEDS).map(|n| n * step + step / 4).find_map(|seed| Some((seed, violation(seed)?)));
+    let killed = cases(defect).find_map(|case| case.explore(&Bounds::sample(30)).err());
     defect::seed(None);
     killed
 }
 
-fn violation(seed: u64) -> Option<String> {
-    let run = || {
-        let shape = if seed % 4 == 3 { WIDE } else { SMALL };
-        let mut workload = Workload::new(shape, seed, seed % 4 == 1);
-        if !seed.is_multiple_of(4) {
-            workload.interleave();
-        }
-        workload.run(if seed % 4 == 3 { 120 } else { 60 });
-        if seed % 4 != 1 {
-            workload.check_live();
-        }
-        Explorer::new(shape).explore(&workload.finish(), seed, 30)
-    };
-    match catch_unwind(AssertUnwindSafe(run)) {
-        Ok(result) => result.err(),
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().cloned();
-            Some(format!("the workload itself failed: {}", text.unwrap_or_default()))
-        }
-    }
+/// The command that shows again what was found.
+fn replay_command(defect: Defect, wrong: &Wrong) -> String {
+    format!(
+        "COWVHD_DEFECT={defect:?} COWVHD_REPLAY='{}' cargo test --release --features defects --test power replay -- --exact",
+        wrong.replay()
+    )
 }
 
-fn report(defect: Defect, killed: &Option<(u64, String)>) {
+fn report(defect: Defect, killed: &Option<Wrong>) {
     let verdict = match killed {
-        Some((seed, error)) => format!("killed (seed {seed}): {error}"),
+        Some(wrong) => format!("killed by {wrong}"),
         None => format!("SURVIVED {SEEDS} workloads"),
     };
     println!("{defect:?}: {} {verdict}", defect.description());
@@ -76,6 +82,43 @@ fn every_seeded_defect_is_noticed() {
     let _ = std::panic::take_hook();
     let results = results.into_inner().unwrap();
     let survivors: Vec<_> = results.iter().filter(|(_, killed)| !killed).map(|(d, _)| d).collect();
-    println!("defects: {} killed / {} seeded", results.len() - survivors.len(), results.len());
+    let killed = results.len() - survivors.len();
+    campaign::summary(&format!("power: defects killed {killed} / {} seeded", results.len()));
     assert!(survivors.is_empty(), "not noticed: {survivors:?}");
+}
+
+/// What a failure prints shows exactly that state again, in another process.
+#[test]
+fn a_failure_replays() {
+    for defect in [Defect::FlushWithoutSync, Defect::RecoveryWithoutSync, Defect::FailedWriteStaysMapped] {
+        let wrong = kill(defect).expect("the defect is noticed");
+        assert!(wrong.path.is_some(), "a state is at fault");
+        println!("{wrong}\nreplay with\n{}", replay_command(defect, &wrong));
+        let replay = |defect: &str, state: &str| {
+            let run = Command::new(std::env::current_exe().unwrap())
+                .args(["replay", "--exact", "--nocapture"])
+                .env("COWVHD_DEFECT", defect)
+                .env("COWVHD_REPLAY", state)
+                .output()
+                .unwrap();
+            String::from_utf8_lossy(&run.stdout).into_owned() + &String::from_utf8_lossy(&run.stderr)
+        };
+        let said = replay(&format!("{defect:?}"), &wrong.replay());
+        assert!(said.contains(&wrong.to_string()), "expected '{wrong}', the replay says: {said}");
+    }
+}
+
+/// Judges one state again: what a failure printed stands in `COWVHD_DEFECT` and `COWVHD_REPLAY`.
+#[test]
+fn replay() {
+    let Ok(state) = std::env::var("COWVHD_REPLAY") else { return };
+    let name = std::env::var("COWVHD_DEFECT").unwrap_or_default();
+    let defect = Defect::ALL.iter().copied().find(|defect| format!("{defect:?}") == name);
+    defect::seed(defect);
+    let result = campaign::replay(&state);
+    defect::seed(None);
+    match result {
+        Ok(()) => println!("{state}: no violation"),
+        Err(wrong) => panic!("{wrong}"),
+    }
 }

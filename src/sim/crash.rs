@@ -10,6 +10,7 @@ use super::names::{NameChange, Names};
 use super::pages::{Change, Pages, mix};
 use super::rng::Rng;
 use super::vfs::SimVfs;
+use crate::vfs::FileTime;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -20,6 +21,7 @@ const SECTOR: u64 = 512;
 pub(super) struct FileAtCrash {
     pub(super) medium: Pages,
     pub(super) pending: Vec<Change>,
+    pub(super) modified: FileTime,
 }
 
 /// A moment at which the power may fail.
@@ -35,7 +37,8 @@ pub struct CrashPoint {
 #[derive(Debug, Clone)]
 pub struct CrashState {
     names: Names,
-    files: Vec<Pages>,
+    files: Vec<(Pages, FileTime)>,
+    clock: u64,
     fates: Fates,
     /// In-flight physical sectors may hold garbage.
     pub garbage: bool,
@@ -46,7 +49,7 @@ pub struct CrashState {
 impl CrashState {
     /// The file system after the power came back.
     pub fn to_vfs(&self, seed: u64) -> SimVfs {
-        SimVfs::with_files(seed, self.names.clone(), self.files.iter().cloned())
+        SimVfs::with_files(seed, self.clock, self.names.clone(), self.files.iter().cloned())
     }
 
     /// What became of each piece: [`CrashPoint::state`] makes the same state of it.
@@ -155,7 +158,7 @@ impl CrashPoint {
                 fate.apply(change, &mut pages);
             }
             numbers.insert(id, files.len());
-            files.push(pages);
+            files.push((pages, file.modified));
         }
         let mut renamed: Vec<&NameChange> = self
             .renamed
@@ -172,10 +175,10 @@ impl CrashPoint {
         let mut hash = 0;
         for (path, &file) in &names {
             path.as_os_str().as_encoded_bytes().iter().for_each(|&byte| hash = mix(hash ^ u64::from(byte)));
-            hash = mix(hash ^ files.get(file).map_or(0, Pages::hash));
+            hash = mix(hash ^ files.get(file).map_or(0, |(pages, _)| pages.hash()));
         }
         let garbage = fates.pieces.iter().any(|fate| matches!(fate, Fate::Garbage(_)));
-        Some(CrashState { names, files, fates: fates.clone(), garbage, hash })
+        Some(CrashState { names, files, clock: self.clock, fates: fates.clone(), garbage, hash })
     }
 
     /// If up to two pieces are writes, and few others are there: the writes cut at every boundary, each with every fate of the
@@ -259,7 +262,7 @@ mod tests {
     fn names(states: &[CrashState]) -> HashSet<String> {
         let names = |state: &CrashState| {
             let name = |(path, id): (&std::path::PathBuf, &usize)| {
-                let first = state.files.get(*id).map_or(0, |pages| {
+                let first = state.files.get(*id).map_or(0, |(pages, _)| {
                     let mut byte = [0];
                     pages.read(&mut byte, 0);
                     byte[0]

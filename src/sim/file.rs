@@ -31,8 +31,8 @@ struct Pending {
 
 impl FileState {
     /// A file that is on the medium.
-    pub(super) fn durable(pages: Pages) -> Self {
-        FileState { cache: pages.clone(), medium: pages, ..FileState::default() }
+    pub(super) fn durable(pages: Pages, modified: FileTime) -> Self {
+        FileState { cache: pages.clone(), medium: pages, modified, ..FileState::default() }
     }
 
     pub(super) fn pending(&self) -> impl Iterator<Item = &Change> {

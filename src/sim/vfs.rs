@@ -92,12 +92,19 @@ impl SimVfs {
     }
 
     /// A file system whose medium and cache hold `files`, as after a power cut.
-    pub(super) fn with_files(seed: u64, names: Names, files: impl IntoIterator<Item = Pages>) -> Self {
+    pub(super) fn with_files(
+        seed: u64,
+        clock: u64,
+        names: Names,
+        files: impl IntoIterator<Item = (Pages, FileTime)>,
+    ) -> Self {
         let vfs = SimVfs::new(seed);
         {
             let mut state = vfs.state.lock();
+            state.clock = clock;
             state.names = NameTable::durable(names);
-            state.files = files.into_iter().map(FileState::durable).collect();
+            state.files =
+                files.into_iter().map(|(pages, modified)| FileState::durable(pages, modified)).collect();
         }
         vfs
     }
@@ -173,14 +180,28 @@ impl SimVfs {
         Some(state.files.get(state.names.get(path)?)?.cache.hash())
     }
 
-    /// Changes bytes of a file behind everybody's back, on the medium and in the cache: bit rot, or another program.
+    /// Changes bytes of a file on the medium and in the cache, and nothing else: bit rot.
     pub fn corrupt(&self, path: &Path, offset: u64, bytes: &[u8]) {
+        self.replace(path, offset, bytes, false);
+    }
+
+    /// Changes bytes of a file, as another program does that writes them and syncs: the file's time tells of it.
+    pub fn foreign_write(&self, path: &Path, offset: u64, bytes: &[u8]) {
+        self.replace(path, offset, bytes, true);
+    }
+
+    fn replace(&self, path: &Path, offset: u64, bytes: &[u8], told: bool) {
         let mut state = self.state.lock();
         let Some(id) = state.names.get(path) else { return };
+        state.clock += u64::from(told);
+        let now = state.now();
         if let Some(file) = state.files.get_mut(id) {
             let change = Change::Write { offset, bytes: bytes.into() };
             file.cache.apply(&change);
             file.medium.apply(&change);
+            if told {
+                file.modified = now;
+            }
         }
     }
 
@@ -200,7 +221,7 @@ impl State {
             let file = self.files.get(id)?;
             let mut pending: Vec<Change> = file.pending().cloned().collect();
             pending.extend(in_flight.filter(|(of, _)| *of == id).map(|(_, change)| change.clone()));
-            Some((id, FileAtCrash { medium: file.medium.clone(), pending }))
+            Some((id, FileAtCrash { medium: file.medium.clone(), pending, modified: file.modified }))
         });
         CrashPoint {
             clock: self.clock,

@@ -1,455 +1,188 @@
-//! Drives a disk on a simulated medium with random requests, and opens every state that a power cut may leave.
+//! Opens every state that a power cut may leave of a disk, and judges it.
 //!
 //! Oracles, in every state: it opens unaided (O1); each sector holds its last flushed value or a later one (O2), so no
-//! guest reads what it does not own (O7); after a clean close a strict, independent VHD reader agrees (O3); recovery cut by
-//! another crash, and again, ends in an allowed state as well (F5).
+//! guest reads what it does not own (O7); a strict, independent VHD reader agrees on what looks clean and on the closed file
+//! (O3); the checker finds no corruption, before and after, and nothing but notes in the closed file (O4), and changes nothing
+//! (O5); recovering what was recovered changes nothing (O6); recovery cut by another crash, and again, ends in an allowed state
+//! as well (F5).
 
 use crate::strict_vhd::{Guest, Kind, StrictVhd};
-use cowvhd::sim::{Bounds, CrashPoint, CrashState, Fault, FaultPlan, History, Rng, SimVfs, Underway};
+use cowvhd::check::{Code, Finding, Severity, check};
+use cowvhd::sim::{Bounds, CrashPoint, CrashState, Fates, History, Rng, SimVfs};
 use cowvhd::vfs::{Access, File, Vfs};
-use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions, ZeroMode};
+use cowvhd::{Disk, OpenOptions};
 use std::collections::HashSet;
+use std::fmt;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::str::FromStr;
+use std::sync::Arc;
 
-pub const PATH: &str = "/disk.vhd";
-pub const PARENT_PATH: &str = "/parent.vhd";
-const SECTOR: u64 = 512;
+#[path = "workload.rs"]
+mod workload;
+pub use workload::*;
 
-/// What a workload works on.
-#[derive(Debug, Clone, Copy)]
-pub struct Shape {
-    pub block_bytes: u32,
-    pub ring_bytes: u64,
-    pub size: u64,
-    /// Requests go to these ranges of blocks.
-    pub hot_blocks: &'static [std::ops::Range<u64>],
-    /// A fixed disk: the sizes of blocks and ring only shape the requests.
-    pub fixed: bool,
-    /// A differencing disk, over a parent that holds data here and there.
-    pub child: bool,
+/// A power cut: at which of the crash points, and what became of what was pending.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cut {
+    pub point: usize,
+    pub fates: Fates,
 }
 
-/// A few blocks of four pages and the smallest ring: checkpoints and reuse come often.
-pub const SMALL: Shape = Shape {
-    block_bytes: 16 << 10,
-    ring_bytes: 128 << 10,
-    size: 8 * (16 << 10) - 1024,
-    hot_blocks: &[0..4, 4..8],
-    fixed: false,
-    child: false,
-};
-/// The same requests on a fixed disk. Its size is whole physical sectors: where the footer shares one with the guest, a drive
-/// that leaves garbage in it takes the footer, too.
-#[allow(dead_code, reason = "the power test has none: the defects are those of the journal")]
-pub const FIXED: Shape = Shape { fixed: true, size: 8 * (16 << 10) - 4096, ..SMALL };
-/// The small disk with a parent, part of whose data shows through.
-#[allow(dead_code, reason = "not every test has one")]
-pub const CHILD: Shape = Shape { child: true, ..SMALL };
-/// Blocks spread over many pages of the block table, more than may wait for an image.
-pub const WIDE: Shape = Shape {
-    block_bytes: 4 << 10,
-    ring_bytes: 128 << 10,
-    size: 14 * 1024 * (4 << 10),
-    hot_blocks: &[
-        0..2,
-        1023..1025,
-        2047..2049,
-        3071..3073,
-        4095..4097,
-        5119..5121,
-        6143..6145,
-        7167..7169,
-        8191..8193,
-        9215..9217,
-        10239..10241,
-        11263..11265,
-    ],
-    fixed: false,
-    child: false,
-};
-
-const EIO: i32 = 5;
-const EINTR: i32 = 4;
-const ENOSPC: i32 = 28;
-const FAULTS: [Fault; 4] = [Fault::Error(EIO), Fault::Error(ENOSPC), Fault::Error(EINTR), Fault::Short];
-
-/// Crash points with the history they are to be judged by.
-pub struct Segment {
-    pub history: History,
-    pub points: Vec<CrashPoint>,
+/// The way to one state: a crash point of a segment, then crash points of recoveries. As text, such as `0/17:o0.3k`, it replays.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatePath {
+    pub segment: usize,
+    pub cuts: Vec<Cut>,
 }
 
-/// A disk with its history, and what has been recorded of it.
-pub struct Workload {
-    pub vfs: SimVfs,
-    shape: Shape,
-    shared: Arc<Shared>,
-    rng: Rng,
-    segments: Vec<Segment>,
-    pub injected: u64,
-}
-
-/// What requests from within a sync share with the main thread of requests.
-struct Shared {
-    vfs: SimVfs,
-    shape: Shape,
-    disk: Mutex<Option<Arc<Disk>>>,
-    history: Mutex<History>,
-    /// The block of the request under way on the main thread of requests, if it is a write.
-    writing: Mutex<Option<u64>>,
-    /// The sectors of that request. On the same thread nobody may wait for the 4 KiB units that it brings.
-    busy: Mutex<std::ops::Range<u64>>,
-    faults: bool,
-}
-
-impl Shared {
-    fn disk(&self) -> Arc<Disk> {
-        Arc::clone(self.disk.lock().unwrap().as_ref().expect("the disk is open"))
+impl fmt::Display for StatePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.segment)?;
+        self.cuts.iter().try_for_each(|cut| write!(f, "/{}:{}", cut.point, cut.fates))
     }
+}
 
-    fn hot_block(&self, rng: &mut Rng) -> u64 {
-        let hot = &self.shape.hot_blocks[rng.below(self.shape.hot_blocks.len() as u64) as usize];
-        hot.start + rng.below(hot.end - hot.start)
-    }
+impl FromStr for StatePath {
+    type Err = String;
 
-    /// A random range, mostly within `block`: (first sector, sectors).
-    fn range(&self, rng: &mut Rng, block: u64) -> (u64, u64) {
-        let sectors_per_block = u64::from(self.shape.block_bytes) / SECTOR;
-        let total = self.shape.size / SECTOR;
-        let (first, count) = match rng.below(8) {
-            0 => (0, sectors_per_block),
-            1 | 2 => (rng.below(sectors_per_block / 8) * 8, 8),
-            _ => (rng.below(sectors_per_block), 1 + rng.below(12)),
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = text.split('/');
+        let segment = parts.next().and_then(|segment| segment.parse().ok());
+        let cut = |part: &str| {
+            let (point, fates) = part.split_once(':')?;
+            Some(Cut { point: point.parse().ok()?, fates: fates.parse().ok()? })
         };
-        let first = (block * sectors_per_block + first).min(total - 1);
-        (first, count.min(total - first))
-    }
-
-    fn write(&self, rng: &mut Rng, block: u64) {
-        let (first, count) = self.range(rng, block);
-        let value = self.history.lock().unwrap().new_value();
-        let mut buf = vec![0; (count * SECTOR) as usize];
-        History::fill(value, &mut buf);
-        self.request(first, count, value, |disk| disk.write_at(&buf, first * SECTOR));
-    }
-
-    fn zero(&self, rng: &mut Rng, mode: ZeroMode) {
-        let block = self.hot_block(rng);
-        let (first, count) = self.range(rng, block);
-        self.request(first, count, 0, |disk| disk.write_zeroes(first * SECTOR, count * SECTOR, mode));
-    }
-
-    fn discard_block(&self, rng: &mut Rng) {
-        let sectors_per_block = u64::from(self.shape.block_bytes) / SECTOR;
-        let first = self.hot_block(rng) * sectors_per_block;
-        let count = sectors_per_block.min(self.shape.size / SECTOR - first);
-        self.request(first, count, 0, |disk| disk.discard(first * SECTOR, count * SECTOR));
-    }
-
-    fn request(&self, first: u64, count: u64, value: u64, call: impl FnOnce(&Disk) -> cowvhd::Result<()>) {
-        let range = first..first + count;
-        let outer = {
-            let mut busy = self.busy.lock().unwrap();
-            let unit = |range: &std::ops::Range<u64>| range.start / 8..range.end.div_ceil(8);
-            let (outer, inner) = (unit(&busy), unit(&range));
-            if self.shape.child && outer.start < inner.end && inner.start < outer.end {
-                return;
-            }
-            std::mem::replace(&mut *busy, range)
-        };
-        self.history.lock().unwrap().submit(self.vfs.tick(), first, count, value);
-        match call(&self.disk()) {
-            Ok(()) => self.history.lock().unwrap().complete(self.vfs.tick(), first, count, value),
-            Err(error) => assert!(self.faults, "a request failed without reason: {error}"),
+        let cuts: Option<Vec<Cut>> = parts.map(cut).collect();
+        match (segment, cuts) {
+            (Some(segment), Some(cuts)) if !cuts.is_empty() => Ok(StatePath { segment, cuts }),
+            _ => Err(format!("'{text}' is not the way to a state")),
         }
-        *self.busy.lock().unwrap() = outer;
-    }
-
-    /// Whether a failed sync has stopped the disk. Asks with a request that changes nothing.
-    fn is_stopped(&self) -> bool {
-        matches!(self.disk().discard(0, 0), Err(error) if error.kind() == ErrorKind::Poisoned)
-    }
-
-    fn flush(&self) -> cowvhd::Result<()> {
-        let called = self.vfs.tick();
-        let result = self.disk().flush();
-        let mut history = self.history.lock().unwrap();
-        match &result {
-            Ok(()) => history.flushed(called, self.vfs.tick()),
-            Err(error) => {
-                assert!(self.faults, "a flush failed without reason: {error}");
-                // A disk that goes on still owes all of it to the next flush.
-                if self.is_stopped() {
-                    history.flush_failed(self.vfs.tick());
-                }
-            }
-        }
-        result
     }
 }
 
-impl Workload {
-    /// A new disk; crash points are recorded from its first open on. With `faults` operations fail now and then: errors, a
-    /// lack of space, short transfers, interruptions.
-    pub fn new(shape: Shape, seed: u64, faults: bool) -> Self {
-        let vfs = SimVfs::new(seed);
-        let options = CreateOptions::new(shape.size)
-            .test_geometry(shape.block_bytes, shape.ring_bytes)
-            .vfs(Arc::new(vfs.clone()));
-        let options = if shape.fixed { options.fixed() } else { options };
-        let mut history = History::default();
-        if shape.child {
-            options.create(Path::new(PARENT_PATH)).unwrap();
-            write_parent(&vfs, shape, &mut history, &mut Rng::new(seed));
-            CreateOptions::child_of(Path::new(PARENT_PATH))
-                .test_geometry(shape.block_bytes, shape.ring_bytes)
-                .vfs(Arc::new(vfs.clone()))
-                .create(Path::new(PATH))
-                .unwrap();
-        } else {
-            options.create(Path::new(PATH)).unwrap();
-        }
-        vfs.record(true);
-        let shared = Shared {
-            vfs: vfs.clone(),
-            shape,
-            disk: Mutex::default(),
-            history: Mutex::new(history),
-            writing: Mutex::default(),
-            busy: Mutex::default(),
-            faults,
-        };
-        let workload = Workload {
-            vfs,
-            shape,
-            shared: Arc::new(shared),
-            rng: Rng::new(seed),
-            segments: Vec::new(),
-            injected: 0,
-        };
-        workload.open();
-        workload
-    }
+/// What is wrong with a state, and the way to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    pub path: StatePath,
+    pub what: String,
+}
 
-    fn open(&self) {
-        let disk = OpenOptions::new().vfs(Arc::new(self.vfs.clone())).open(Path::new(PATH)).unwrap();
-        *self.shared.disk.lock().unwrap() = Some(Arc::new(disk));
-    }
-
-    /// Requests arrive in the middle of about one operation in four.
-    pub fn interleave(&self) {
-        let faults = self.shared.faults;
-        let shared = Arc::downgrade(&self.shared);
-        let rng = Mutex::new(self.rng.clone());
-        let busy = std::sync::atomic::AtomicBool::new(false);
-        self.vfs.set_hook(Some(Box::new(move |underway| {
-            let Some(shared) = shared.upgrade() else { return };
-            if busy.swap(true, std::sync::atomic::Ordering::SeqCst) {
-                return;
-            }
-            let mut rng = rng.lock().unwrap();
-            let idle = shared.disk.lock().unwrap().is_none();
-            // With faults a request may have to flush to find space: not from within a flush on the same thread, which a
-            // request under way may run as well, after its first write.
-            let mut under_way = shared.writing.lock().unwrap();
-            let writing = if faults { under_way.take() } else { *under_way };
-            drop(under_way);
-            let allowed = !faults || (underway == Underway::Write && writing.is_some());
-            if !idle && allowed && rng.one_in(if faults { 2 } else { 4 }) {
-                let block = writing.filter(|_| !rng.one_in(3)).unwrap_or_else(|| shared.hot_block(&mut rng));
-                match rng.below(4) {
-                    0 => shared.discard_block(&mut rng),
-                    _ => shared.write(&mut rng, block),
-                }
-            }
-            busy.store(false, std::sync::atomic::Ordering::SeqCst);
-        })));
-    }
-
-    /// Runs `steps` random requests. Stops early when the disk has stopped after an injected fault.
-    pub fn run(&mut self, steps: usize) {
-        for _ in 0..steps {
-            let shared = Arc::clone(&self.shared);
-            let rng = &mut self.rng;
-            if shared.faults && rng.one_in(3) {
-                let fault = FAULTS[rng.below(FAULTS.len() as u64) as usize];
-                let count = if rng.one_in(3) { 100 } else { 1 };
-                self.vfs.set_faults(FaultPlan::new(fault, rng.below(4), count));
-            }
-            match rng.below(64) {
-                0..=29 => {
-                    let block = shared.hot_block(rng);
-                    *shared.writing.lock().unwrap() = Some(block);
-                    shared.write(rng, block);
-                    *shared.writing.lock().unwrap() = None;
-                }
-                30..=34 => shared.zero(rng, ZeroMode::MayPunch),
-                35..=37 => shared.zero(rng, ZeroMode::KeepAllocated),
-                38..=44 => shared.discard_block(rng),
-                45..=61 => drop(shared.flush()),
-                62 => self.restart(true),
-                _ => self.restart(false),
-            }
-            self.injected += self.vfs.injected_faults();
-            self.vfs.set_faults(FaultPlan::default());
-            let stopped = shared.is_stopped();
-            drop(shared);
-            if stopped {
-                self.restart(false);
-            }
-        }
-    }
-
-    /// Closes the disk (which may fail), or kills its process (the page cache survives that), and opens it again.
-    fn restart(&mut self, cleanly: bool) {
-        let called = self.vfs.tick();
-        let disk = self.shared.disk.lock().unwrap().take().expect("the disk is open");
-        let closed = cleanly && disk.close().is_ok();
-        {
-            let mut history = self.shared.history.lock().unwrap();
-            match closed {
-                true => history.flushed(called, self.vfs.tick()),
-                false if self.shared.faults => history.flush_failed(self.vfs.tick()),
-                false => {}
-            }
-        }
-        drop(disk);
-        self.injected += self.vfs.injected_faults();
-        self.vfs.set_faults(FaultPlan::default());
-        self.open();
-        let content = read_hot(&self.shared.disk(), self.shape).unwrap();
-        let mut history = self.shared.history.lock().unwrap();
-        check_content(&history, u64::MAX, &content, false).unwrap();
-        let points = self.vfs.take_crash_points();
-        self.segments.push(Segment { history: history.clone(), points });
-        // After a failed sync the cache may show what the medium does not hold: then the history just goes on.
-        if !self.shared.faults {
-            history.restart();
-            for (first, bytes) in content {
-                history.continue_from(first, &bytes);
-            }
-        }
-    }
-
-    /// What the disk shows now is what was written last, whatever was flushed.
-    pub fn check_live(&self) {
-        let history = self.shared.history.lock().unwrap();
-        for (first, content) in read_hot(&self.shared.disk(), self.shape).unwrap() {
-            history.check_current(first, &content).unwrap();
-        }
-    }
-
-    /// All crash points of the workload, the last one being this moment.
-    pub fn finish(mut self) -> Vec<Segment> {
-        self.vfs.set_hook(None);
-        let mut points = self.vfs.take_crash_points();
-        points.push(self.vfs.crash_now());
-        let history = self.shared.history.lock().unwrap().clone();
-        self.segments.push(Segment { history, points });
-        self.segments
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (state {})", self.what, self.path)
     }
 }
 
-/// Fills parts of about half of the hot blocks of the parent, and closes it.
-fn write_parent(vfs: &SimVfs, shape: Shape, history: &mut History, rng: &mut Rng) {
-    let disk = OpenOptions::new().vfs(Arc::new(vfs.clone())).open(Path::new(PARENT_PATH)).unwrap();
-    let in_block = u64::from(shape.block_bytes) / SECTOR;
-    for block in shape.hot_blocks.iter().cloned().flatten().filter(|_| !rng.one_in(2)).collect::<Vec<_>>() {
-        for _ in 0..2 {
-            let first = (block * in_block + rng.below(in_block)).min(shape.size / SECTOR - 1);
-            let count = (1 + rng.below(in_block)).min(shape.size / SECTOR - first);
-            let mut buf = vec![0; (count * SECTOR) as usize];
-            History::fill(history.new_value(), &mut buf);
-            disk.write_at(&buf, first * SECTOR).unwrap();
-            history.continue_from(first, &buf);
-        }
-    }
-    disk.close().unwrap();
-}
-
-/// Reads the blocks that requests go to: (first sector, content).
-fn read_hot(disk: &Disk, shape: Shape) -> cowvhd::Result<Vec<(u64, Vec<u8>)>> {
-    hot_parts(shape, |at, buf| disk.read_at(buf, at))
-}
-
-fn hot_parts<E>(
-    shape: Shape,
-    mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
-) -> Result<Vec<(u64, Vec<u8>)>, E> {
-    let mut parts = Vec::new();
-    for blocks in shape.hot_blocks {
-        // A write may reach into the block behind the last hot one.
-        let start = blocks.start * u64::from(shape.block_bytes);
-        let end = ((blocks.end + 1) * u64::from(shape.block_bytes)).min(shape.size);
-        let mut content = vec![0xee; (end - start) as usize];
-        read(start, &mut content)?;
-        parts.push((start / SECTOR, content));
-    }
-    Ok(parts)
-}
-
-fn check_content(history: &History, at: u64, parts: &[(u64, Vec<u8>)], garbage: bool) -> Result<(), String> {
-    for (first, content) in parts {
-        history.check(at, *first, content, garbage).map_err(|violation| format!("O2: {violation}"))?;
-    }
-    Ok(())
+/// A state with what it is to be judged by.
+struct Suspect<'a> {
+    history: &'a History,
+    clock: u64,
+    /// In-flight physical sectors may hold garbage, in this state or in one that led to it.
+    garbage: bool,
+    state: CrashState,
 }
 
 /// Opens crash states and judges them.
 #[derive(Debug)]
 pub struct Explorer {
     shape: Shape,
-    seen: HashSet<u64>,
+    /// Judged already: the state, and when.
+    judged: HashSet<u64>,
+    images: HashSet<u64>,
+    /// Distinct states, by what the medium holds.
     pub states: u64,
-    pub recoveries_cut: u64,
+    /// Of these, states of recoveries that were cut.
+    pub of_recoveries: u64,
 }
 
 impl Explorer {
     pub fn new(shape: Shape) -> Self {
-        Explorer { shape, seen: HashSet::new(), states: 0, recoveries_cut: 0 }
+        Explorer { shape, judged: HashSet::new(), images: HashSet::new(), states: 0, of_recoveries: 0 }
     }
 
-    /// Explores every crash point of `segments` with about `limit` states each. The error names the state.
-    pub fn explore(&mut self, segments: &[Segment], seed: u64, limit: usize) -> Result<(), String> {
+    /// Explores every crash point of `segments`. The error names the state.
+    pub fn explore(&mut self, segments: &[Segment], seed: u64, bounds: &Bounds) -> Result<(), Failure> {
         for (s, segment) in segments.iter().enumerate() {
             for (p, point) in segment.points.iter().enumerate() {
                 let mut result = Ok(());
-                let mut number = 0;
-                point.for_each_state(seed ^ p as u64, &Bounds::sample(limit), |state| {
-                    number += 1;
-                    result = self.judge(&segment.history, point.clock(), &state, state.garbage, 2);
+                point.for_each_state(seed ^ p as u64, bounds, |state| {
+                    let (history, clock, garbage) = (&segment.history, point.clock(), state.garbage);
+                    let mut cuts = vec![Cut { point: p, fates: state.fates().clone() }];
+                    let judged = self.judge(Suspect { history, clock, garbage, state }, 2, &mut cuts);
+                    result = judged.map_err(|what| Failure { path: StatePath { segment: s, cuts }, what });
                     result.is_ok()
                 });
-                result.map_err(|error| {
-                    format!("seed {seed}, segment {s}, crash point {p}, state {number}: {error}")
-                })?;
+                result?;
             }
         }
         Ok(())
     }
 
-    /// Opens one state and judges it; then cuts that recovery as well, down to `depth`.
-    fn judge(
-        &mut self,
-        history: &History,
-        clock: u64,
-        state: &CrashState,
-        garbage: bool,
-        depth: u32,
-    ) -> Result<(), String> {
-        if !self.seen.insert(state.hash ^ clock.wrapping_mul(0x9e37_79b9_7f4a_7c15)) {
+    /// Judges one state again.
+    pub fn replay(&self, segments: &[Segment], path: &StatePath) -> Result<(), Failure> {
+        let failure = |what: String| Failure { path: path.clone(), what };
+        let segment = segments.get(path.segment).ok_or_else(|| failure("no such segment".into()))?;
+        let mut garbage = false;
+        let mut clock = None;
+        let mut points = segment.points.clone();
+        for (number, cut) in path.cuts.iter().enumerate() {
+            let state = points.get(cut.point).and_then(|point| point.state(&cut.fates));
+            let state = state.ok_or_else(|| failure("no such crash point".into()))?;
+            garbage |= state.garbage;
+            let clock = *clock.get_or_insert_with(|| points[cut.point].clock());
+            let suspect = Suspect { history: &segment.history, clock, garbage, state };
+            match self.judge_alone(&suspect) {
+                Ok(next) => points = next,
+                Err(what) if number + 1 == path.cuts.len() => return Err(failure(what)),
+                Err(what) => return Err(failure(format!("a state on the way fails, too: {what}"))),
+            }
+        }
+        Ok(())
+    }
+
+    /// Judges one state; then cuts its recovery as well, down to `depth`. On an error `cuts` leads to the state at fault.
+    fn judge(&mut self, suspect: Suspect<'_>, depth: u32, cuts: &mut Vec<Cut>) -> Result<(), String> {
+        let hash = suspect.state.hash;
+        if !self.judged.insert(hash ^ suspect.clock.wrapping_mul(0x9e37_79b9_7f4a_7c15)) {
             return Ok(());
         }
-        self.states += 1;
+        if self.images.insert(hash) {
+            self.states += 1;
+            self.of_recoveries += u64::from(cuts.len() > 1);
+        }
+        let points = self.judge_alone(&suspect)?;
+        let mut rng = Rng::new(hash);
+        for _ in 0..if depth > 0 && !points.is_empty() { 2 } else { 0 } {
+            let number = rng.below(points.len() as u64) as usize;
+            let point = &points[number];
+            let mut skip = rng.below(8);
+            let mut chosen = None;
+            point.for_each_state(rng.next_u64(), &Bounds::sample(12), |state| {
+                chosen = Some(state);
+                skip = skip.saturating_sub(1);
+                skip > 0
+            });
+            let Some(state) = chosen else { continue };
+            cuts.push(Cut { point: number, fates: state.fates().clone() });
+            let garbage = suspect.garbage || state.garbage;
+            self.judge(Suspect { garbage, state, ..suspect }, depth - 1, cuts)?;
+            cuts.pop();
+        }
+        Ok(())
+    }
+
+    /// Judges one state; returns the crash points of its recovery.
+    fn judge_alone(&self, suspect: &Suspect<'_>) -> Result<Vec<CrashPoint>, String> {
+        let Suspect { history, clock, garbage, state } = suspect;
         let vfs = state.to_vfs(state.hash);
-        vfs.record(depth > 0);
+        let shared: Arc<dyn Vfs> = Arc::new(vfs.clone());
+        vfs.record(true);
         let path = Path::new(PATH);
-        let options = OpenOptions::new().vfs(Arc::new(vfs.clone()));
+        let options = OpenOptions::new().vfs(Arc::clone(&shared));
         let judge = |disk: &Disk| {
             let parts = read_hot(disk, self.shape).map_err(|error| format!("O2: reading: {error}"))?;
-            check_content(history, clock, &parts, garbage).map(|()| parts)
+            check_content(history, *clock, &parts, *garbage).map(|()| parts)
         };
 
         if looks_clean(&vfs) {
@@ -457,43 +190,46 @@ impl Explorer {
             let read = |at, buf: &mut [u8]| strict.read_at(at, buf);
             let parts =
                 hot_parts(self.shape, read).map_err(|error| format!("O3: looks clean, but {error}"))?;
-            check_content(history, clock, &parts, garbage)
+            check_content(history, *clock, &parts, *garbage)
                 .map_err(|error| format!("O3: looks clean: {error}"))?;
         }
 
         let before = vfs.content_hash(path);
+        checker_finds(&shared, Severity::Risk).map_err(|error| format!("O4: before recovery: {error}"))?;
         let disk =
             options.clone().read_only(true).open(path).map_err(|error| format!("O1: read-only: {error}"))?;
         judge(&disk).map_err(|error| format!("read-only: {error}"))?;
         drop(disk);
         if vfs.content_hash(path) != before {
-            return Err("O5: a read-only open changed the file".into());
+            return Err("O5: a check or a read-only open changed the file".into());
         }
 
         let disk = options.open(path).map_err(|error| format!("O1: {error}"))?;
         let points = vfs.take_crash_points();
+        vfs.record(false);
         let parts = judge(&disk)?;
+        // The process is killed: its successor finds a medium that was recovered but for what is in no hurry.
+        drop(disk);
+        let disk = options.open(path).map_err(|error| format!("O6: a second recovery: {error}"))?;
+        let again = read_hot(&disk, self.shape).map_err(|error| format!("O6: reading: {error}"))?;
+        if again != parts {
+            return Err("O6: a second recovery changed what the guest sees".into());
+        }
         disk.close().map_err(|error| format!("O1: closing: {error}"))?;
         drop(disk);
         agree_with_strict_reader(&vfs, &parts).map_err(|error| format!("O3: {error}"))?;
+        checker_finds(&shared, Severity::Note).map_err(|error| format!("O4: after the close: {error}"))?;
+        Ok(points)
+    }
+}
 
-        let mut rng = Rng::new(state.hash);
-        for _ in 0..if depth > 0 && !points.is_empty() { 2 } else { 0 } {
-            let point = &points[rng.below(points.len() as u64) as usize];
-            let mut result = Ok(());
-            let mut skip = rng.below(8);
-            point.for_each_state(rng.next_u64(), &Bounds::sample(12), |inner| {
-                skip = skip.wrapping_sub(1);
-                if skip < 8 {
-                    return true;
-                }
-                self.recoveries_cut += 1;
-                result = self.judge(history, clock, &inner, garbage || inner.garbage, depth - 1);
-                false
-            });
-            result.map_err(|error| format!("recovery cut again: {error}"))?;
-        }
-        Ok(())
+/// Whether the checker finds nothing worse than `allowed`, but for the mark of an injected fault.
+fn checker_finds(vfs: &Arc<dyn Vfs>, allowed: Severity) -> Result<(), String> {
+    let report = check(Arc::clone(vfs), Path::new(PATH)).map_err(|error| error.to_string())?;
+    let bad = |finding: &&Finding| finding.severity() > allowed && finding.code != Code::SyncFailed;
+    match report.findings().iter().find(bad) {
+        Some(finding) => Err(format!("{finding:?}")),
+        None => Ok(()),
     }
 }
 
