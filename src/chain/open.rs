@@ -106,7 +106,6 @@ pub(crate) fn parent_shape(
             unique_id: image.unique_id(),
             modified: Timestamp::from_unix_seconds(modified.seconds),
             path,
-            seal_id: image.seal_id(),
         },
     })
 }

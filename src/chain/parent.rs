@@ -5,7 +5,7 @@
 
 use super::source::{Found, Source};
 use crate::error::{Error, Result};
-use crate::ext::{Lineage, Placement, SealId};
+use crate::ext::Placement;
 use crate::layer::{self, Condition, Headers};
 use crate::sync::Arc;
 use crate::vfs::{Access, File, FileExt};
@@ -21,7 +21,6 @@ pub(crate) struct ParentImage {
     file_bytes: u64,
     footer: Footer,
     blocks: Option<Blocks>,
-    lineage: Lineage,
 }
 
 #[derive(Debug)]
@@ -36,14 +35,7 @@ impl ParentImage {
         layer::lock(&*file, path, Access::ReadOnly)?;
         if let Some(footer) = layer::fixed_footer(&*file, path)? {
             let file_bytes = footer.current_size;
-            return Ok(ParentImage {
-                path: path.to_path_buf(),
-                file,
-                file_bytes,
-                footer,
-                blocks: None,
-                lineage: Lineage::default(),
-            });
+            return Ok(ParentImage { path: path.to_path_buf(), file, file_bytes, footer, blocks: None });
         }
         let headers = Headers::read(&*file, path)?;
         let decision = headers.decide(path)?;
@@ -58,7 +50,6 @@ impl ParentImage {
             file,
             file_bytes: headers.file_bytes,
             footer: decision.footer,
-            lineage: decision.superblock.map(|(superblock, _)| superblock.lineage).unwrap_or_default(),
             blocks: Some(Blocks { header: Box::new(decision.header), place }),
         })
     }
@@ -92,16 +83,6 @@ impl ParentImage {
     /// The disk's unique id.
     pub(crate) fn unique_id(&self) -> UniqueId {
         self.footer.unique_id
-    }
-
-    /// Its seal, if it has one.
-    pub(crate) fn seal_id(&self) -> SealId {
-        self.lineage.seal_id
-    }
-
-    /// Its place in the chain.
-    pub(crate) fn lineage(&self) -> &Lineage {
-        &self.lineage
     }
 
     fn read(&self, what: &str, at: u64, buf: &mut [u8]) -> Result<()> {

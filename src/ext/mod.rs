@@ -3,9 +3,7 @@
 
 mod block_header;
 mod entry;
-mod lineage;
 mod place;
-mod registry;
 mod superblock;
 
 pub use block_header::BlockHeader;
@@ -13,10 +11,8 @@ pub use entry::{
     ENTRY_HEADER_BYTES, EntryHeader, EntryKind, Record, SessionId, Tail, parse_entry_header, parse_records,
     session_crc, write_entry, write_filler,
 };
-pub use lineage::{Lineage, Name, SealId};
 pub use place::{
     BAT_ROOM_BYTES, HEADER_BACKUP_OFFSET, LOCATORS_OFFSET, PAGE_BYTES, Placement, RING_OFFSET,
     SUPERBLOCK_OFFSETS,
 };
-pub use registry::{Child, REGISTRY_BYTES, REGISTRY_OFFSETS, Registry};
 pub use superblock::{Fingerprint, State, Superblock, SuperblockError, feature};

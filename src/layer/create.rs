@@ -5,8 +5,8 @@ use super::new_file::NewFile;
 use super::table::entries_crc;
 use crate::error::{Error, FormatError, Result};
 use crate::ext::{
-    BAT_ROOM_BYTES, Fingerprint, HEADER_BACKUP_OFFSET, LOCATORS_OFFSET, Lineage, PAGE_BYTES, Placement,
-    SUPERBLOCK_OFFSETS, SealId, SessionId, State, Superblock, Tail,
+    BAT_ROOM_BYTES, Fingerprint, HEADER_BACKUP_OFFSET, LOCATORS_OFFSET, PAGE_BYTES, Placement,
+    SUPERBLOCK_OFFSETS, SessionId, State, Superblock, Tail,
 };
 use crate::vfs::{File, FileExt, Vfs};
 use crate::vhd::locator::{encode_relative, units_from_path};
@@ -28,12 +28,6 @@ pub(crate) struct CreateParameters {
     pub(crate) parent: Option<ParentLink>,
 }
 
-impl CreateParameters {
-    fn parent_seal(&self) -> SealId {
-        self.parent.as_ref().map(|parent| parent.seal_id).unwrap_or_default()
-    }
-}
-
 /// How a differencing image names its parent.
 #[derive(Debug, Clone)]
 pub(crate) struct ParentLink {
@@ -43,8 +37,6 @@ pub(crate) struct ParentLink {
     pub(crate) modified: Timestamp,
     /// Path of the parent from the folder of the child.
     pub(crate) path: PathBuf,
-    /// The parent's seal, if it has one.
-    pub(crate) seal_id: SealId,
 }
 
 /// Bytes kept for each parent locator: a page, which no path of this size outgrows.
@@ -171,7 +163,6 @@ fn write_image(
             bat_crc: entries_crc(&vec![vhd::UNALLOCATED; place.table_entries as usize]),
             modified: now,
         },
-        lineage: Lineage { parent_seal: parameters.parent_seal(), ..Lineage::default() },
     };
     let second = Superblock { sequence: 2, ..superblock };
     let table = vec![0xff; vhd::bat_bytes(place.table_entries).next_multiple_of(PAGE_BYTES) as usize];
