@@ -4,7 +4,7 @@
 #![cfg(feature = "sim")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use cowvhd::sim::SimVfs;
+use cowvhd::sim::{Bounds, SimVfs};
 use cowvhd::{CreateOptions, Disk, Error, OpenOptions};
 use std::path::Path;
 use std::sync::Arc;
@@ -44,11 +44,11 @@ fn a_flush_of_more_new_blocks_than_the_ring_has_room_for_images() {
     // In the middle of it: none is owed yet, and what is there is what was written.
     let middle = points.swap_remove(points.len() / 2);
     let mut states = Vec::new();
-    middle.for_each_state(1, 6, |state| {
+    middle.for_each_state(1, &Bounds::sample(6), |state| {
         states.push((state.to_vfs(2), false));
         true
     });
-    vfs.crash_now().for_each_state(1, 6, |state| {
+    vfs.crash_now().for_each_state(1, &Bounds::sample(6), |state| {
         states.push((state.to_vfs(2), true));
         true
     });
@@ -77,7 +77,7 @@ fn either_superblock_of_a_session_may_rot() {
         disk.write_at(&[2; 512], 0).unwrap();
         disk.write_at(&[3; 512], 40 << 20).unwrap();
         disk.flush().unwrap();
-        vfs.crash_now().for_each_state(1, 20, |state| {
+        vfs.crash_now().for_each_state(1, &Bounds::sample(20), |state| {
             let vfs = state.to_vfs(2);
             vfs.corrupt(Path::new(PATH), lost, &[0xa5; 4096]);
             let disk = open(&vfs);

@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use cowvhd::check::{Consent, Severity, check, repair, undo};
-use cowvhd::sim::{CrashPoint, CrashState, Rng, SimVfs};
+use cowvhd::sim::{Bounds, CrashPoint, CrashState, Rng, SimVfs};
 use cowvhd::vfs::{Access, Vfs};
 use cowvhd::{CreateOptions, OpenOptions};
 use std::path::Path;
@@ -57,7 +57,7 @@ fn copy(vfs: &SimVfs) -> SimVfs {
     let mut copies = Vec::new();
     let file = vfs.open(Path::new(IMAGE), Access::ReadWrite).unwrap();
     file.sync_data().unwrap();
-    vfs.crash_now().for_each_state(0, 1, |state| {
+    vfs.crash_now().for_each_state(0, &Bounds::sample(1), |state| {
         copies.push(state.to_vfs(1));
         false
     });
@@ -79,7 +79,7 @@ impl Explorer {
             if depth == 0 && !rng.one_in(3) {
                 continue;
             }
-            point.for_each_state(rng.next_u64(), limit, |state| {
+            point.for_each_state(rng.next_u64(), &Bounds::sample(limit), |state| {
                 self.judge(&state, depth, &format!("{what}, cut {number}"));
                 true
             });

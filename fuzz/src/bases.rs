@@ -1,7 +1,7 @@
 //! Images to start from: ours in every state of their life, and small ones laid out by hand.
 
 use crate::guest::{PARENT, PATH, file_of};
-use cowvhd::sim::{CrashState, History, SimVfs};
+use cowvhd::sim::{Bounds, CrashState, History, SimVfs};
 use cowvhd::vfs::{Access, Vfs};
 use cowvhd::vhd::{
     DiskType, DynamicHeader, Footer, ParentLocator, PlatformCode, Timestamp, UniqueId, bat, bitmap_bytes,
@@ -139,7 +139,7 @@ fn child(closed: bool) -> Option<CrashState> {
 /// The state number `number` that a power cut leaves, or the last one.
 fn first_state(point: &cowvhd::sim::CrashPoint, number: usize) -> Option<CrashState> {
     let mut chosen = None;
-    point.for_each_state(5, number, |state| {
+    point.for_each_state(5, &Bounds::sample(number), |state| {
         chosen = Some(state);
         true
     });

@@ -12,7 +12,7 @@
 //! * no write shows up in another sector.
 
 use crate::input::Input;
-use cowvhd::sim::SimVfs;
+use cowvhd::sim::{Bounds, SimVfs};
 use cowvhd::vfs::{Access, Vfs};
 use cowvhd::vhd::DiskType;
 use cowvhd::{Disk, ErrorKind, OpenOptions, ZeroMode, check};
@@ -212,7 +212,7 @@ pub fn exercise(vfs: SimVfs, script: &[u8]) {
 /// The file system after a power cut that loses all that was not synced, or some of it.
 fn cut(vfs: &SimVfs, seed: u64, step: u64) -> SimVfs {
     let mut after = None;
-    vfs.crash_now().for_each_state(seed, 1 + (seed / 4 % 4) as usize, |state| {
+    vfs.crash_now().for_each_state(seed, &Bounds::sample(1 + (seed / 4 % 4) as usize), |state| {
         after = (!state.garbage).then(|| state.to_vfs(seed << 8 | 0x10_0000 | step)).or(after.take());
         true
     });

@@ -7,7 +7,7 @@
 use crate::Seed;
 use crate::input::Input;
 use cowvhd::check::{Code, Severity, check};
-use cowvhd::sim::{Fault, FaultPlan, History, Operation, SimVfs};
+use cowvhd::sim::{Bounds, Fault, FaultPlan, History, Operation, SimVfs};
 use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions, ZeroMode};
 use std::path::Path;
 use std::sync::Arc;
@@ -211,7 +211,7 @@ impl Guest {
     /// Goes on with one of the states that a power cut leaves now.
     fn power_cut(&mut self, choice: u64, fixed: bool) {
         let mut chosen = None;
-        self.vfs.crash_now().for_each_state(choice, 1 + (choice % 40) as usize, |state| {
+        self.vfs.crash_now().for_each_state(choice, &Bounds::sample(1 + (choice % 40) as usize), |state| {
             chosen = Some(state);
             true
         });

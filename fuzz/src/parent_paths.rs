@@ -6,7 +6,7 @@
 
 use crate::Seed;
 use crate::input::Input;
-use cowvhd::sim::SimVfs;
+use cowvhd::sim::{Bounds, SimVfs};
 use cowvhd::vfs::{Access, File, FileTime, Vfs};
 use cowvhd::vhd::{DynamicHeader, HeaderCookie, ParentLocator, PlatformCode, locator};
 use cowvhd::{CreateOptions, OpenOptions};
@@ -44,6 +44,9 @@ impl Vfs for Watched {
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.0.rename(from, to)
+    }
+    fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
+        self.0.exchange(one, other)
     }
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.0.remove(path)
@@ -83,7 +86,7 @@ fn files() -> Option<SimVfs> {
             copy_file(&vfs, copy)?;
         }
         let mut state = None;
-        vfs.crash_now().for_each_state(1, 1, |found| {
+        vfs.crash_now().for_each_state(1, &Bounds::sample(1), |found| {
             state = Some(found);
             true
         });

@@ -81,6 +81,10 @@ impl Vfs for DirectVfs {
         HostVfs.rename(from, to)
     }
 
+    fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
+        HostVfs.exchange(one, other)
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         HostVfs.remove(path)
     }

@@ -37,6 +37,10 @@ impl Vfs for OneFile {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    fn exchange(&self, _one: &Path, _other: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     fn remove(&self, _path: &Path) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
