@@ -5,7 +5,7 @@
 #[path = "support/hostile.rs"]
 mod hostile;
 
-use cowvhd::check::{Consent, Report, check, plan, repair, undo};
+use cowvhd::check::{Consent, Report, check, plan, repair, salvage, undo};
 use cowvhd::vfs::HostVfs;
 use cowvhd::{ErrorKind, OpenOptions};
 use hostile::{Case, Outcome, cases};
@@ -127,5 +127,36 @@ fn what_is_no_file_is_an_error_at_once() {
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     for path in [dir.path(), &fifo, Path::new("/dev/zero")] {
         assert_eq!(check(Arc::new(HostVfs), path).unwrap_err().kind(), ErrorKind::Io, "{path:?}");
+    }
+}
+
+/// A salvage leaves the file alone, and what it makes is in order; it lists what has no place any more.
+#[test]
+fn what_can_be_read_is_saved() {
+    for case in cases().iter().filter(|case| !case.name.contains("4 GiB") && !case.name.contains("locator")) {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, out) = (dir.path().join("disk.vhd"), dir.path().join("saved.vhd"));
+        (case.build)(&path);
+        let before = fingerprint(&path);
+        let name = case.name;
+        match salvage(Arc::new(HostVfs), &path, &out) {
+            Ok(salvaged) => {
+                assert_eq!(check(Arc::new(HostVfs), &out).unwrap().worst(), None, "{name}");
+                let lost = [
+                    "entry 1",
+                    "entry 3, the table itself",
+                    "entry past the end",
+                    "entry 0xFFFFFFFE",
+                    "a bitmap cut by the end of the file",
+                    "a block cut by the end of the file",
+                ];
+                assert_eq!(!salvaged.lost.is_empty(), lost.contains(&name), "{name}: {:?}", salvaged.lost);
+            }
+            Err(error) => {
+                let no_parent = error.kind() == ErrorKind::ParentMissing;
+                assert!(case.outcome == Outcome::Refused || no_parent, "{name}: {error}");
+            }
+        }
+        assert!(fingerprint(&path) == before, "{name}");
     }
 }

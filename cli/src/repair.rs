@@ -4,7 +4,7 @@ use crate::check::{SCHEMA, exit, findings, fsck_code, summary};
 use crate::failure::Failure;
 use crate::output;
 use cowvhd::ErrorKind;
-use cowvhd::check::{Consent, Repair as Repaired, Step, plan, repair, undo};
+use cowvhd::check::{Consent, Repair as Repaired, Step, plan, repair, salvage, undo};
 use cowvhd::vfs::{HostVfs, Vfs};
 use serde::Serialize;
 use std::ffi::OsString;
@@ -41,6 +41,9 @@ pub(crate) struct Repair {
     /// With --undo-apply: also if the file was changed after the repair.
     #[arg(long, requires = "undo_apply")]
     force: bool,
+    /// Leaves the file alone and writes what can be read of it to the new image OUT; lists what is lost.
+    #[arg(long, value_name = "OUT", conflicts_with_all = ["consent", "undo", "undo_apply", "json"])]
+    salvage: Option<PathBuf>,
     /// Prints one JSON object.
     #[arg(long)]
     json: bool,
@@ -54,9 +57,10 @@ enum Agreed {
 
 impl Repair {
     pub(crate) fn run(&self) -> ExitCode {
-        let done = match &self.undo_apply {
-            Some(saved) => self.go_back(saved),
-            None => self.repair(),
+        let done = match (&self.undo_apply, &self.salvage) {
+            (Some(saved), _) => self.go_back(saved),
+            (_, Some(out)) => self.salvage(out),
+            (None, None) => self.repair(),
         };
         ExitCode::from(done.unwrap_or_else(|failure| {
             output::say(failure);
@@ -68,6 +72,27 @@ impl Repair {
         undo(vfs(), saved, &self.file, self.force)?;
         output::print(&format!("{}: restored from {}\n", self.file.display(), saved.display()))?;
         Ok(exit::CLEAN)
+    }
+
+    fn salvage(&self, out: &Path) -> Result<u8, Failure> {
+        let salvaged = salvage(vfs(), &self.file, out)?;
+        let mut text = findings(&salvaged.before);
+        // Writing to a string cannot fail.
+        for Step { what, .. } in &salvaged.steps {
+            let _ = writeln!(text, "mended in memory: {what}");
+        }
+        for range in &salvaged.lost {
+            let _ = writeln!(
+                text,
+                "lost: {} bytes at offset {} of the disk",
+                range.end - range.start,
+                range.start
+            );
+        }
+        let lost: u64 = salvaged.lost.iter().map(|range| range.end - range.start).sum();
+        let _ = writeln!(text, "{}: {} bytes of data saved, {lost} lost", out.display(), salvaged.written);
+        output::print(&text)?;
+        Ok(if salvaged.lost.is_empty() { exit::CLEAN } else { exit::ERRORS_LEFT })
     }
 
     fn repair(&self) -> Result<u8, Failure> {

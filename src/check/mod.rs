@@ -24,7 +24,7 @@ mod space;
 mod table;
 
 pub use code::{Code, Severity};
-pub use repair::{Consent, Repair, Step, plan, repair, undo};
+pub use repair::{Consent, Repair, Salvaged, Step, plan, repair, salvage, undo};
 pub use report::{Finding, Report};
 
 use crate::error::{Error, Result};

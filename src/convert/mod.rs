@@ -22,6 +22,7 @@ use source::Source;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
+pub(crate) use zeros::runs_of_data;
 
 /// Bytes that are read at once, and between two reports of progress: a block of a dynamic disk.
 const PIECE_BYTES: u64 = vhd::BLOCK_SIZE as u64;

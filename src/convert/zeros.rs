@@ -9,7 +9,7 @@ const ZEROS: [u8; UNIT] = [0; UNIT];
 
 /// The runs of units that are not zero throughout, as ranges of `buf`; `offset` is the place of `buf` on the disk, whose
 /// multiples of 4096 the units begin at.
-pub(super) fn runs_of_data(buf: &[u8], offset: u64) -> impl Iterator<Item = Range<usize>> + '_ {
+pub(crate) fn runs_of_data(buf: &[u8], offset: u64) -> impl Iterator<Item = Range<usize>> + '_ {
     let first = UNIT - (offset % UNIT as u64) as usize;
     let unit_end = move |at: usize| match at < first {
         true => first,

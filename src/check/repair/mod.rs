@@ -15,6 +15,7 @@ mod guarded;
 mod one_file;
 mod pages;
 mod ranges;
+mod salvage;
 mod shadow;
 mod superblocks;
 mod table;
@@ -27,6 +28,8 @@ use crate::layer::{self, Image};
 use crate::sync::{Arc, Mutex};
 use crate::vfs::{Access, File, FileExt, Vfs};
 use crate::vhd::UniqueId;
+pub use salvage::{Salvaged, salvage};
+
 use guarded::GuardedFile;
 use one_file::OneFile;
 use shadow::Shadow;

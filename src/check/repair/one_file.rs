@@ -1,4 +1,4 @@
-//! A file system that shows one file, which its owner holds locked, and nothing else.
+//! A file system in which one file, that its owner holds locked, is another handle; all others can only be read.
 
 use crate::sync::Arc;
 use crate::vfs::{Access, File, FileTime, Vfs};
@@ -17,12 +17,12 @@ impl Vfs for OneFile {
     fn open(&self, path: &Path, _access: Access) -> io::Result<Arc<dyn File>> {
         match path == self.path {
             true => Ok(Arc::clone(&self.file)),
-            false => Err(io::ErrorKind::NotFound.into()),
+            false => self.inner.open(path, Access::ReadOnly),
         }
     }
 
-    fn open_beneath(&self, _folder: &Path, _path: &Path) -> io::Result<Arc<dyn File>> {
-        Err(io::ErrorKind::NotFound.into())
+    fn open_beneath(&self, folder: &Path, path: &Path) -> io::Result<Arc<dyn File>> {
+        self.inner.open_beneath(folder, path)
     }
 
     fn create_new(&self, _path: &Path) -> io::Result<Arc<dyn File>> {

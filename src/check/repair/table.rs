@@ -237,6 +237,11 @@ fn sound_bits(image: &Image, block: u32, start: u64, file: &dyn File, path: &Pat
     Ok(bits)
 }
 
+/// The pages of the table with these entries cleared.
+pub(super) fn without(image: &Image, blocks: &[u32]) -> Vec<(u64, Vec<u8>)> {
+    change(image, String::new(), &blocks.iter().map(|&block| (block, vhd::UNALLOCATED)).collect()).writes
+}
+
 fn change(image: &Image, what: String, changes: &Changes) -> Work {
     let mut entries = image.entries.clone();
     for (&block, &entry) in changes {
