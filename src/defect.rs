@@ -81,6 +81,16 @@ defects! {
     CloseWithoutSync,
     /// Entries count without a right CRC.
     EntryCrcUnchecked,
+    /// A write to a part of an absent unit of a differencing disk leaves zeros in the rest of it.
+    NoCopyUp,
+    /// The bits that a write to a differencing disk sets are not journaled.
+    BitsNotJournaled,
+    /// Bitmaps change in place without an image of their page.
+    BitmapWithoutImage,
+    /// A discarded block of a differencing disk is given back though its parent holds data there.
+    DiscardShowsParent,
+    /// Zeros are not written to an absent part of a differencing disk, whatever its parent holds there.
+    ZerosDoNotHide,
 }
 
 /// Whether a defect is switched on, on this thread.

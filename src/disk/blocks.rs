@@ -3,6 +3,7 @@
 use super::storage::Storage;
 use super::{Extent, ExtentKind, MappedExtent, info};
 use crate::chain::Parents;
+use crate::defect::{self, Defect};
 use crate::error::Result;
 use crate::layer::{Below, Layer, Located, Nothing};
 use std::path::Path;
@@ -117,7 +118,8 @@ impl Storage for Blocks {
             let start = u64::from(piece.block) * self.block_bytes();
             let frees = !keep_allocated
                 && self.covers_block(&piece)
-                && self.below().is_zero(start..start + self.block_bytes())?;
+                && (self.below().is_zero(start..start + self.block_bytes())?
+                    || defect::active(Defect::DiscardShowsParent));
             if frees {
                 self.layer.free_block(piece.block)?;
             } else {

@@ -459,6 +459,7 @@ impl Journal {
             .block_pages
             .iter()
             .filter(|(slot, page)| !page.is_determined() && !self.imaged_slots.contains(slot))
+            .filter(|_| !defect::active(Defect::BitmapWithoutImage))
             .map(|(&slot, _)| slot)
             .collect();
         let table_images = pages.iter().map(|&page| self.table_page(page));

@@ -175,7 +175,7 @@ impl Allocator {
             }
             self.forget_if_done(block);
         }
-        if map.get(block) == Mapping::Partial(slot) {
+        if map.get(block) == Mapping::Partial(slot) && !defect::active(Defect::BitsNotJournaled) {
             let (first_sector, sectors) = match written {
                 Written::Whole => (0, (u64::from(self.place.block_bytes) / vhd::SECTOR) as u32),
                 Written::Sectors { first, count } => (first, count),

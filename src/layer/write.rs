@@ -13,6 +13,7 @@ use super::dirty::UnderWay;
 use super::map::{Mapping, Pin};
 use super::session::Session;
 use super::units::{self, Bringing, UNIT_BYTES, UNIT_SECTORS, Units};
+use crate::defect::{self, Defect};
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::{DirtyExtent, write_zeros, zero_range};
 use crate::sync::Ordering;
@@ -154,7 +155,8 @@ impl Layer {
     ) -> Result<()> {
         let start = self.guest_offset(block);
         let nothing_to_hide = |range: &Range<u64>| {
-            Ok(!keep_allocated && below.is_zero(start + range.start..start + range.end)?)
+            let is_zero = below.is_zero(start + range.start..start + range.end)?;
+            Ok(!keep_allocated && (is_zero || defect::active(Defect::ZerosDoNotHide)))
         };
         if self.map.get(block) == Mapping::Absent && nothing_to_hide(&range)? {
             return self.session()?.check(&self.path);
@@ -257,7 +259,9 @@ impl WriteGuard<'_> {
                 continue;
             }
             let mut bytes = [0; UNIT_BYTES as usize];
-            self.layer.read_block(self.block, whole.start, &mut bytes, below)?;
+            if !defect::active(Defect::NoCopyUp) {
+                self.layer.read_block(self.block, whole.start, &mut bytes, below)?;
+            }
             let (from, to) = (start.max(whole.start), end.min(whole.end));
             let target = bytes.get_mut((from - whole.start) as usize..(to - whole.start) as usize);
             let source = buf.get((from - start) as usize..(to - start) as usize);
