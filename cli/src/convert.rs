@@ -2,6 +2,7 @@
 
 use crate::failure::{Code, Failure};
 use crate::output;
+use crate::parents::Parents;
 use crate::progress::{Reporter, Style};
 use cowvhd::convert::{ConvertOptions, Format};
 use cowvhd::{Error, ErrorKind};
@@ -35,6 +36,8 @@ pub(crate) struct Convert {
     /// How progress is shown; "auto" draws a bar on a terminal and nothing elsewhere.
     #[arg(long, value_name = "STYLE", default_value = "auto")]
     progress: Style,
+    #[command(flatten)]
+    parents: Parents,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -57,7 +60,7 @@ impl From<FormatName> for Format {
 impl Convert {
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let cancelled = cancelled_by_signals()?;
-        let mut options = ConvertOptions::new().replace(self.force);
+        let mut options = ConvertOptions::new().replace(self.force).open_source_with(self.parents.options());
         if let Some(from) = self.from {
             options = options.from(from.into());
         }

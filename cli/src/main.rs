@@ -15,6 +15,7 @@ mod io_log;
 mod man;
 mod map;
 mod output;
+mod parents;
 mod pid_file;
 mod progress;
 mod repair;

@@ -2,7 +2,8 @@
 
 use crate::failure::Failure;
 use crate::output;
-use cowvhd::{ExtentKind, MappedExtent, OpenOptions};
+use crate::parents::Parents;
+use cowvhd::{ExtentKind, MappedExtent};
 use serde::Serialize;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -17,6 +18,8 @@ pub(crate) struct Map {
     /// Prints a JSON array in the shape of "qemu-img map --output=json".
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    parents: Parents,
 }
 
 /// A range of the disk, in bytes.
@@ -52,7 +55,7 @@ impl From<&MappedExtent> for Range {
 
 impl Map {
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        let disk = OpenOptions::new().read_only(true).open(&self.file)?;
+        let disk = self.parents.options().read_only(true).open(&self.file)?;
         let ranges: Vec<Range> = disk.map(0, disk.size())?.iter().map(Range::from).collect();
         output::print(&if self.json { json(&ranges)? } else { self.table(&ranges) })
     }

@@ -3,10 +3,11 @@
 use crate::failure::Failure;
 use crate::io_log::IoLog;
 use crate::output;
+use crate::parents::Parents;
 use crate::pid_file::PidFile;
 use crate::shutdown::Shutdown;
 use crate::size::{self, Human};
-use cowvhd::{CreateOptions, Disk, Error, OpenOptions};
+use cowvhd::{CreateOptions, Disk, Error};
 use cowvhd_export::{Backend, NbdAddress, Server, ServerOptions};
 use std::ffi::OsString;
 use std::fmt;
@@ -42,6 +43,8 @@ pub(crate) struct Serve {
     /// Writes the process id here once clients can connect, and removes it at the end.
     #[arg(long, value_name = "PATH")]
     pid_file: Option<PathBuf>,
+    #[command(flatten)]
+    parents: Parents,
 }
 
 fn parse_address(text: &str) -> Result<NbdAddress, String> {
@@ -63,7 +66,12 @@ impl Serve {
 
     fn open(&self) -> Result<Disk, Failure> {
         let Some(size) = self.create else {
-            return Ok(OpenOptions::new().read_only(self.read_only).direct(self.direct).open(&self.file)?);
+            return Ok(self
+                .parents
+                .options()
+                .read_only(self.read_only)
+                .direct(self.direct)
+                .open(&self.file)?);
         };
         // Anything else that is wrong with the file, opening it will say.
         if fs::symlink_metadata(&self.file).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
@@ -73,7 +81,7 @@ impl Serve {
                 Err(error) => return Err(error.into()),
             }
         }
-        let disk = OpenOptions::new().direct(self.direct).open(&self.file)?;
+        let disk = self.parents.options().direct(self.direct).open(&self.file)?;
         if disk.size() == size {
             return Ok(disk);
         }

@@ -4,7 +4,6 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-#[allow(dead_code, reason = "shared with the other tests of readers")]
 mod support;
 
 use cowvhd::{CreateOptions, ExtentKind, OpenOptions, ZeroMode};

@@ -149,7 +149,7 @@ fn missing(child: &Path, header: &DynamicHeader, tried: &[(String, String)]) -> 
     for (name, why) in tried {
         what.push_str(&format!("; {name}: {why}"));
     }
-    let hint = "name the parent's path yourself (--parent), or point the image to where it is now (`cowvhd rebase --relink`)";
+    let hint = "name the parent's path yourself (--parent), or allow its folder (--allow-parents-in)";
     Error::ParentMissing { path: child.to_path_buf(), what, hint }
 }
 

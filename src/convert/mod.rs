@@ -11,7 +11,7 @@ mod destination;
 mod source;
 mod zeros;
 
-use crate::disk::Disk;
+use crate::disk::{Disk, OpenOptions};
 use crate::error::{Error, Result};
 use crate::layer::{NewFile, lock};
 use crate::sync::Arc;
@@ -88,6 +88,7 @@ pub struct ConvertOptions {
     from: Option<Format>,
     to: Option<Format>,
     replace: bool,
+    source: OpenOptions,
 }
 
 impl ConvertOptions {
@@ -105,6 +106,12 @@ impl ConvertOptions {
     /// What the destination is to be, whatever its name says.
     pub fn to(mut self, format: Format) -> Self {
         self.to = Some(format);
+        self
+    }
+
+    /// How a source that is a VHD is opened, e.g. where its parents may lie. It is opened for reading in any case.
+    pub fn open_source_with(mut self, options: OpenOptions) -> Self {
+        self.source = options;
         self
     }
 
@@ -151,7 +158,7 @@ impl ConvertOptions {
         if self.from.unwrap_or_else(|| Format::of_name(path)) == Format::Raw {
             return Source::raw(vfs, path);
         }
-        let disk: Disk = crate::OpenOptions::new().read_only(true).open(path)?;
+        let disk: Disk = self.source.clone().read_only(true).open(path)?;
         let expected = match self.from {
             Some(Format::Dynamic) => DiskType::Dynamic,
             Some(Format::Fixed) => DiskType::Fixed,

@@ -1,0 +1,29 @@
+//! Where the parents of a differencing disk may lie: the options that every verb has that opens one.
+
+use cowvhd::OpenOptions;
+use std::path::PathBuf;
+
+/// Parents of a differencing disk. Without these they have to lie in the disk's own folder or below it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Parents {
+    /// Takes this file for the disk's parent, wherever the disk says it is; it still has to be the right one.
+    #[arg(long, value_name = "FILE")]
+    parent: Option<PathBuf>,
+    /// A folder in which parents may lie, too, and below it; may be given several times.
+    #[arg(long, value_name = "FOLDER")]
+    allow_parents_in: Vec<PathBuf>,
+}
+
+impl Parents {
+    /// How a disk is opened with them.
+    pub(crate) fn options(&self) -> OpenOptions {
+        let options = self
+            .allow_parents_in
+            .iter()
+            .fold(OpenOptions::new(), |options, folder| options.allow_parents_in(folder));
+        match &self.parent {
+            Some(parent) => options.parent(parent),
+            None => options,
+        }
+    }
+}
