@@ -1,0 +1,128 @@
+//! Chains of differencing disks by depth: random reads after warm-up relative to a chain of one, the first touch, and opening.
+//!
+//! Each layer writes 1 % of the disk in scattered pieces of 64 KiB. All depths are measured in turn within one run, and ratios
+//! are medians over the rounds.
+//!
+//! `cargo bench --bench chains [-- DEPTH]` goes up to that depth (1000).
+
+#![allow(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
+
+#[allow(dead_code, reason = "shared with the other benchmarks")]
+mod support;
+
+use cowvhd::{CreateOptions, Disk, OpenOptions};
+use std::hint::black_box;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use support::{BLOCK, GIB, KIB, Rng, SMALL, directory};
+
+const SIZE: u64 = GIB;
+const PIECE: u64 = 64 * KIB;
+const ROUNDS: usize = 9;
+const READS: u64 = 20_000;
+/// The disk whose open is measured; nothing but one block a layer is written to it.
+const SPARSE_SIZE: u64 = 64 * GIB;
+
+/// The image with `depth` layers.
+fn name(folder: &Path, depth: u64) -> PathBuf {
+    folder.join(format!("{depth}.vhd"))
+}
+
+/// Makes a chain of `depth` images; `write` fills each.
+fn build(folder: &Path, size: u64, depth: u64, mut write: impl FnMut(&Disk)) {
+    for layer in 1..=depth {
+        let options = match layer {
+            1 => CreateOptions::new(size),
+            _ => CreateOptions::child_of(&name(folder, layer - 1)),
+        };
+        let path = name(folder, layer);
+        options.create(&path).unwrap();
+        let disk = OpenOptions::new().open(&path).unwrap();
+        write(&disk);
+        disk.close().unwrap();
+    }
+}
+
+fn open(folder: &Path, depth: u64) -> Disk {
+    OpenOptions::new().read_only(true).open(&name(folder, depth)).unwrap()
+}
+
+fn read(disk: &Disk, rng: &mut Rng) -> Duration {
+    let mut buf = [0; SMALL as usize];
+    let start = Instant::now();
+    for _ in 0..READS {
+        disk.read_at(&mut buf, rng.place(SIZE / SMALL, SMALL)).unwrap();
+        black_box(&buf);
+    }
+    start.elapsed()
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Memory of this process, in MiB.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+}
+
+fn main() {
+    let deepest = std::env::args().skip(1).find_map(|text| text.parse().ok()).unwrap_or(1000);
+    let depths: Vec<u64> = [1, 10, 100, 1000].into_iter().filter(|&depth| depth <= deepest).collect();
+
+    let sparse = directory();
+    let mut block = 0;
+    build(sparse.path(), SPARSE_SIZE, deepest, |disk| {
+        disk.write_at(&[1; SMALL as usize], block * BLOCK).unwrap();
+        block = (block + 31) % (SPARSE_SIZE / BLOCK);
+    });
+    let before = resident();
+    let start = Instant::now();
+    let disk = open(sparse.path(), deepest);
+    println!(
+        "open {deepest} layers of {} GiB: {:.1} ms, resident {} MiB (before: {before})",
+        SPARSE_SIZE / GIB,
+        start.elapsed().as_secs_f64() * 1e3,
+        resident()
+    );
+    drop(disk);
+    drop(sparse);
+
+    let folder = directory();
+    let mut rng = Rng(0x1234_5678_9abc_def1);
+    let mut first = true;
+    build(folder.path(), SIZE, deepest, |disk| {
+        // The root holds everything, so that no read is spared the file.
+        if std::mem::take(&mut first) {
+            (0..SIZE / PIECE).for_each(|piece| disk.write_at(&[2; PIECE as usize], piece * PIECE).unwrap());
+        }
+        for _ in 0..SIZE / PIECE / 100 {
+            disk.write_at(&[3; PIECE as usize], rng.place(SIZE / PIECE, PIECE)).unwrap();
+        }
+    });
+    let disks: Vec<Disk> = depths.iter().map(|&depth| open(folder.path(), depth)).collect();
+    for (disk, depth) in disks.iter().zip(&depths) {
+        let blocks = SIZE / BLOCK;
+        let start = Instant::now();
+        let mut buf = [0; SMALL as usize];
+        (0..blocks).for_each(|block| disk.read_at(&mut buf, block * BLOCK).unwrap());
+        let each = start.elapsed().as_secs_f64() * 1e6 / blocks as f64;
+        println!("depth {depth:4}: first touch of a block {each:.1} us");
+        read(disk, &mut rng);
+    }
+    let mut rounds: Vec<Vec<f64>> = vec![Vec::new(); depths.len()];
+    for round in 0..ROUNDS {
+        for turn in 0..disks.len() {
+            let at = (turn + round) % disks.len();
+            rounds[at].push(read(&disks[at], &mut rng).as_secs_f64());
+        }
+    }
+    for (at, depth) in depths.iter().enumerate() {
+        let ratios = rounds[0].iter().zip(&rounds[at]).map(|(one, this)| one / this).collect();
+        let each = median(rounds[at].clone()) * 1e9 / READS as f64;
+        println!("depth {depth:4}: {each:.0} ns a read, {:.2} of the reads of depth 1", median(ratios));
+    }
+}
