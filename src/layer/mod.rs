@@ -239,6 +239,17 @@ impl Layer {
         let found = if bitmap::all_set(&bits, 0..sectors) {
             Mapping::Whole(slot)
         } else {
+            if self.units.is_none() && self.described && self.place.slot_index(slot).is_some() {
+                let offset = self.place.bitmap_offset(slot);
+                return Err(Error::Damaged {
+                    path: self.path.clone(),
+                    what: format!(
+                        "the sector bitmap of block {block} at offset {offset} has bits that are clear, in a block that was \
+                         allocated with all of them set"
+                    ),
+                    hint: "run `cowvhd check` to see what is affected",
+                });
+            }
             if let Some(units) = &self.units {
                 units.found(slot, PresentUnits::from_bitmap(&bits, self.place.block_bytes));
             }
