@@ -108,7 +108,7 @@ impl ParentPolicy {
 }
 
 /// The folder that a file lies in.
-pub(crate) fn folder(path: &Path) -> &Path {
+pub(super) fn folder(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -154,7 +154,7 @@ fn missing(child: &Path, header: &DynamicHeader, tried: &[(String, String)]) -> 
 }
 
 /// A path from the root without `.` and `..`, by its text alone.
-pub(crate) fn normal(path: &Path) -> Option<PathBuf> {
+fn normal(path: &Path) -> Option<PathBuf> {
     let absolute = std::path::absolute(path).ok()?;
     let mut normal = PathBuf::new();
     for component in absolute.components() {
@@ -170,7 +170,7 @@ pub(crate) fn normal(path: &Path) -> Option<PathBuf> {
 }
 
 /// The path that leads from a folder to a file, by their texts alone.
-pub(crate) fn relative_path(from: &Path, to: &Path) -> Option<PathBuf> {
+pub(super) fn relative_path(from: &Path, to: &Path) -> Option<PathBuf> {
     let (from, to) = (normal(from)?, normal(to)?);
     let shared = from.components().zip(to.components()).take_while(|(a, b)| a == b).count();
     let up = from.components().skip(shared).map(|_| Component::ParentDir);

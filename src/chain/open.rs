@@ -27,7 +27,7 @@ pub(crate) fn open_parents(
 }
 
 /// The same as images, from the top down.
-pub(crate) fn open_images(
+fn open_images(
     vfs: &dyn Vfs,
     path: &Path,
     file: &dyn File,
@@ -50,7 +50,7 @@ pub(crate) fn open_images(
         let broken = |what: String| Error::Damaged {
             path: path.to_path_buf(),
             what,
-            hint: "run `cowvhd check --chain` to see what is affected",
+            hint: "run `cowvhd check` on its layers to see what is affected",
         };
         if !seen.insert(parent.unique_id()) {
             let what =

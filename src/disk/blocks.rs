@@ -140,22 +140,17 @@ impl Storage for Blocks {
     fn map(&self, offset: u64, length: u64, visit: &mut dyn FnMut(MappedExtent)) -> Result<()> {
         for piece in self.pieces(offset, length) {
             let start = u64::from(piece.block) * self.block_bytes();
-            let mut parts = Vec::new();
-            self.layer
-                .locate(piece.block, piece.range(), &mut |range, located| parts.push((range, located)))?;
-            for (range, located) in parts {
+            self.layer.locate(piece.block, piece.range(), &mut |range, located| {
                 let (from, to) = (start + range.start, start + range.end);
                 let (kind, file_offset) = match located {
-                    Located::Absent => {
-                        self.map_below(from, to, visit)?;
-                        continue;
-                    }
+                    Located::Absent => return self.map_below(from, to, visit),
                     Located::Hidden(at) => (ExtentKind::Zero, Some(at)),
                     Located::File(at) => (ExtentKind::Data, Some(at)),
                 };
                 let extent = Extent { offset: from, length: to - from, kind };
                 visit(MappedExtent { extent, file_offset, depth: 0 });
-            }
+                Ok(())
+            })?;
         }
         Ok(())
     }

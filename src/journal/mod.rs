@@ -322,24 +322,14 @@ impl Journal {
     fn changes_within_image_limit(&self, changes: &[MapChange]) -> usize {
         let mut new_pages = BTreeSet::new();
         let mut new_slots = BTreeSet::new();
-        let mut fresh_slots = BTreeSet::new();
         let images = self.table_pages.len() + self.undetermined_block_pages();
         changes
             .iter()
-            .take_while(|change| {
+            .zip(self.pages_to_load(changes))
+            .take_while(|(change, slot)| {
                 let page = change.block().map(|block| block / ENTRIES_PER_PAGE);
-                if let Some(page) = page.filter(|page| !self.table_pages.contains(page)) {
-                    new_pages.insert(page);
-                }
-                match **change {
-                    MapChange::Alloc { slot, .. } => drop(fresh_slots.insert(slot)),
-                    MapChange::Bits { slot, .. }
-                        if !self.block_pages.contains_key(&slot) && !fresh_slots.contains(&slot) =>
-                    {
-                        new_slots.insert(slot);
-                    }
-                    _ => {}
-                }
+                new_pages.extend(page.filter(|page| !self.table_pages.contains(page)));
+                new_slots.extend(*slot);
                 images + new_pages.len() + new_slots.len() <= self.max_image_pages()
             })
             .count()
@@ -350,23 +340,31 @@ impl Journal {
         self.block_pages.values().filter(|page| !page.is_determined()).count()
     }
 
+    /// For each change the slot of the block page that it changes and that is in place, not here; a slot may come more than
+    /// once.
+    fn pages_to_load(&self, changes: &[MapChange]) -> impl Iterator<Item = Option<u32>> {
+        let mut fresh = BTreeSet::new();
+        changes.iter().map(move |change| match *change {
+            MapChange::Alloc { slot, .. } => {
+                fresh.insert(slot);
+                None
+            }
+            MapChange::Bits { slot, .. } => {
+                (!self.block_pages.contains_key(&slot) && !fresh.contains(&slot)).then_some(slot)
+            }
+            MapChange::Free { .. } => None,
+        })
+    }
+
     /// Reads the block pages that `changes` are about to change and that are in place.
     fn load_pages(&mut self, file: &dyn File, changes: &[MapChange]) -> Result<(), Failure> {
-        let mut fresh_slots = BTreeSet::new();
-        for change in changes {
-            match *change {
-                MapChange::Alloc { slot, .. } => drop(fresh_slots.insert(slot)),
-                MapChange::Bits { slot, .. }
-                    if !self.block_pages.contains_key(&slot) && !fresh_slots.contains(&slot) =>
-                {
-                    let mut bytes = Box::new([0; PAGE]);
-                    let offset = self.place.block_page_offset(slot);
-                    file.read_or_zero_at(bytes.as_mut_slice(), offset)
-                        .map_err(Failure::transient("reading a block page"))?;
-                    self.block_pages.insert(slot, BlockPage::Bytes { bytes, determined: false });
-                }
-                _ => {}
-            }
+        let slots: BTreeSet<u32> = self.pages_to_load(changes).flatten().collect();
+        for slot in slots {
+            let mut bytes = Box::new([0; PAGE]);
+            let offset = self.place.block_page_offset(slot);
+            file.read_or_zero_at(bytes.as_mut_slice(), offset)
+                .map_err(Failure::transient("reading a block page"))?;
+            self.block_pages.insert(slot, BlockPage::Bytes { bytes, determined: false });
         }
         Ok(())
     }

@@ -43,8 +43,8 @@ pub(crate) struct ParentLink {
 const LOCATOR_SPACE: u32 = PAGE_BYTES as u32;
 
 impl ParentLink {
-    /// Puts the link into a dynamic header. Returns the payloads of the locators and where they go, from `at` on.
-    pub(crate) fn describe(&self, header: &mut DynamicHeader, at: u64) -> Result<Vec<(u64, Vec<u8>)>> {
+    /// Puts the link into a dynamic header. Returns the payloads of the locators and where they go.
+    fn describe(&self, header: &mut DynamicHeader) -> Result<Vec<(u64, Vec<u8>)>> {
         let path = self.path.as_os_str().as_bytes();
         let refuse = |error: FormatError| Error::Invalid {
             what: format!(
@@ -67,7 +67,7 @@ impl ParentLink {
         let platforms = [PlatformCode::MacX, PlatformCode::W2ku, PlatformCode::W2ru];
         for (index, (platform, locator)) in platforms.into_iter().zip(&mut header.locators).enumerate() {
             let payload = encode_relative(platform, path).map_err(refuse)?;
-            let offset = at + index as u64 * u64::from(LOCATOR_SPACE);
+            let offset = LOCATORS_OFFSET + index as u64 * u64::from(LOCATOR_SPACE);
             if payload.len() > LOCATOR_SPACE as usize {
                 let what = format!("the path \"{}\" of the parent is too long", self.path.display());
                 return Err(Error::Invalid { what });
@@ -81,19 +81,12 @@ impl ParentLink {
 
 /// Creates an empty dynamic or differencing image at `path`, which must not exist.
 pub(crate) fn create(vfs: &dyn Vfs, path: &Path, parameters: &CreateParameters) -> Result<()> {
-    let new = NewFile::new(vfs, path)?;
-    write_new(vfs, new.temporary(), parameters)?;
-    new.publish(false)
-}
-
-/// Writes an empty image to a new file at `path`; durable on return, but for its name. Returns its unique id.
-pub(crate) fn write_new(vfs: &dyn Vfs, path: &Path, parameters: &CreateParameters) -> Result<UniqueId> {
     let entries = table_entries(parameters)?;
     let place = Placement::new(entries, parameters.block_bytes, parameters.ring_bytes);
     let random = vfs.random_id().map_err(|error| Error::io(path, "asking for a random id", error))?;
-    let disk_id = UniqueId::from_bytes(random);
-    write_image(vfs, path, place, parameters, disk_id)?;
-    Ok(disk_id)
+    let new = NewFile::new(vfs, path)?;
+    write_image(vfs, new.temporary(), place, parameters, UniqueId::from_bytes(random))?;
+    new.publish(false)
 }
 
 fn table_entries(parameters: &CreateParameters) -> Result<u32> {
@@ -128,14 +121,14 @@ fn write_image(
     let file =
         vfs.create_new(temporary).map_err(|error| Error::io(temporary, "creating the image", error))?;
     let now = vfs.now();
-    let (disk_type, size) = match parameters.parent {
-        Some(_) => (DiskType::Differencing, parameters.size),
-        None => (DiskType::Dynamic, parameters.size),
+    let disk_type = match parameters.parent {
+        Some(_) => DiskType::Differencing,
+        None => DiskType::Dynamic,
     };
-    let footer = Footer::new(disk_type, size, disk_id, Timestamp::from_unix_seconds(now.seconds));
+    let footer = Footer::new(disk_type, parameters.size, disk_id, Timestamp::from_unix_seconds(now.seconds));
     let mut header = DynamicHeader::new(place.table_offset, place.table_entries, place.block_bytes);
     let locators = match &parameters.parent {
-        Some(parent) => parent.describe(&mut header, LOCATORS_OFFSET)?,
+        Some(parent) => parent.describe(&mut header)?,
         None => Vec::new(),
     };
     let pair = pair_bytes(&footer, &header);

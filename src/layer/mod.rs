@@ -133,25 +133,21 @@ impl Layer {
         buf: &mut [u8],
         below: &dyn Below,
     ) -> Result<()> {
-        loop {
-            let (mapping, _pin) = self.map.get_pinned(block);
+        let range = offset..offset + buf.len() as u64;
+        let mut rest = buf;
+        self.locate(block, range, &mut |part, located| {
             self.check_open()?;
-            match self.verify(block, mapping)? {
-                Mapping::Absent | Mapping::Unverified(_) => {
-                    return below.read(self.guest_offset(block) + offset, buf);
+            let (now, later) = std::mem::take(&mut rest).split_at_mut((part.end - part.start) as usize);
+            rest = later;
+            match located {
+                Located::Absent => below.read(self.guest_offset(block) + part.start, now),
+                Located::Hidden(_) => {
+                    now.fill(0);
+                    Ok(())
                 }
-                Mapping::Whole(slot) => return self.read_slot(slot, offset, buf),
-                Mapping::Partial(slot) => match &self.units {
-                    None => return self.read_sectors(block, slot, offset, buf, below),
-                    Some(units) => {
-                        // Without: the block is whole by now, or somewhere else.
-                        if let Some(present) = units.get(slot) {
-                            return self.read_units(block, slot, &present, offset, buf, below);
-                        }
-                    }
-                },
+                Located::File(at) => self.read_file(at, now),
             }
-        }
+        })
     }
 
     /// The guest byte at which a block starts.
@@ -159,64 +155,9 @@ impl Layer {
         u64::from(block) * u64::from(self.place.block_bytes)
     }
 
-    fn read_slot(&self, slot: u32, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.read_file(self.place.data_offset(slot) + offset, buf)
-    }
-
     fn read_file(&self, at: u64, buf: &mut [u8]) -> Result<()> {
         self.file.read_or_zero_at(buf, at).map_err(|error| self.io_error("reading", at, buf.len(), error))?;
         self.overlay.apply(at, buf);
-        Ok(())
-    }
-
-    /// Reads a partial block of a differencing layer.
-    fn read_units(
-        &self,
-        block: u32,
-        slot: u32,
-        present: &PresentUnits,
-        offset: u64,
-        buf: &mut [u8],
-        below: &dyn Below,
-    ) -> Result<()> {
-        let mut rest = buf;
-        for (run, is_present) in present.runs(offset..offset + rest.len() as u64) {
-            let (now, later) = std::mem::take(&mut rest).split_at_mut((run.end - run.start) as usize);
-            if is_present {
-                self.read_slot(slot, run.start, now)?;
-            } else if present.is_mixed() {
-                self.read_sectors(block, slot, run.start, now, below)?;
-            } else {
-                below.read(self.guest_offset(block) + run.start, now)?;
-            }
-            rest = later;
-        }
-        Ok(())
-    }
-
-    /// Reads a partial block by its bitmap: sectors under 0 bits come from below.
-    fn read_sectors(
-        &self,
-        block: u32,
-        slot: u32,
-        offset: u64,
-        buf: &mut [u8],
-        below: &dyn Below,
-    ) -> Result<()> {
-        let bits = self.read_bitmap(slot)?;
-        let end = offset + buf.len() as u64;
-        let sectors = (offset / vhd::SECTOR) as u32..end.div_ceil(vhd::SECTOR) as u32;
-        let mut rest = buf;
-        for run in bitmap::runs(&bits, sectors) {
-            let from = (u64::from(run.sectors.start) * vhd::SECTOR).max(offset);
-            let to = (u64::from(run.sectors.end) * vhd::SECTOR).min(end);
-            let (now, later) = std::mem::take(&mut rest).split_at_mut((to - from) as usize);
-            match run.set {
-                true => self.read_slot(slot, from, now)?,
-                false => below.read(self.guest_offset(block) + from, now)?,
-            }
-            rest = later;
-        }
         Ok(())
     }
 
@@ -279,57 +220,62 @@ impl Layer {
         })
     }
 
-    /// Calls `visit` with the parts that make up bytes `range` of `block`, in order, and where each is.
+    /// Calls `visit` with the parts that make up bytes `range` of `block`, in order, and where each is. Until it returns the
+    /// places stay what they are.
     pub(crate) fn locate(
         &self,
         block: u32,
         range: Range<u64>,
-        visit: &mut dyn FnMut(Range<u64>, Located),
+        visit: &mut dyn FnMut(Range<u64>, Located) -> Result<()>,
     ) -> Result<()> {
         loop {
             let (mapping, _pin) = self.map.get_pinned(block);
-            match self.verify(block, mapping)? {
-                Mapping::Absent | Mapping::Unverified(_) => visit(range, Located::Absent),
+            let slot = match self.verify(block, mapping)? {
+                Mapping::Absent | Mapping::Unverified(_) => return visit(range, Located::Absent),
                 Mapping::Whole(slot) => {
                     let at = self.place.data_offset(slot) + range.start;
-                    visit(range, Located::File(at));
+                    return visit(range, Located::File(at));
                 }
-                Mapping::Partial(slot) => {
-                    let data = self.place.data_offset(slot);
-                    let present = match &self.units {
-                        None => None,
-                        Some(units) => match units.get(slot) {
-                            Some(present) => Some(present),
-                            None => continue,
-                        },
-                    };
-                    if let Some(present) = present.filter(|present| !present.is_mixed()) {
-                        for (run, is_present) in present.runs(range) {
-                            let at = data + run.start;
-                            visit(run, if is_present { Located::File(at) } else { Located::Absent });
-                        }
-                        return Ok(());
+                Mapping::Partial(slot) => slot,
+            };
+            let Some(units) = &self.units else { return self.locate_sectors(slot, range, visit) };
+            // Without: the block is whole by now, or somewhere else.
+            let Some(present) = units.get(slot) else { continue };
+            for (run, is_present) in present.runs(range) {
+                match is_present {
+                    true => {
+                        let at = self.place.data_offset(slot) + run.start;
+                        visit(run, Located::File(at))?;
                     }
-                    let mut bits = self.read_bitmap(slot)?;
-                    if let Some(present) = self.units.as_ref().and_then(|units| units.get(slot)) {
-                        // What was brought since may not be in place yet.
-                        present.add_to(&mut bits);
-                    }
-                    let sectors = (range.start / vhd::SECTOR) as u32..range.end.div_ceil(vhd::SECTOR) as u32;
-                    for run in bitmap::runs(&bits, sectors) {
-                        let from = (u64::from(run.sectors.start) * vhd::SECTOR).max(range.start);
-                        let to = (u64::from(run.sectors.end) * vhd::SECTOR).min(range.end);
-                        let located = match (run.set, self.units.is_some()) {
-                            (true, _) => Located::File(data + from),
-                            (false, true) => Located::Absent,
-                            (false, false) => Located::Hidden(data + from),
-                        };
-                        visit(from..to, located);
-                    }
+                    false if present.is_mixed() => self.locate_sectors(slot, run, visit)?,
+                    false => visit(run, Located::Absent)?,
                 }
             }
             return Ok(());
         }
+    }
+
+    /// The same in a part of a block of which nothing but the bitmap says what is present.
+    fn locate_sectors(
+        &self,
+        slot: u32,
+        range: Range<u64>,
+        visit: &mut dyn FnMut(Range<u64>, Located) -> Result<()>,
+    ) -> Result<()> {
+        let data = self.place.data_offset(slot);
+        let bits = self.read_bitmap(slot)?;
+        let sectors = (range.start / vhd::SECTOR) as u32..range.end.div_ceil(vhd::SECTOR) as u32;
+        for run in bitmap::runs(&bits, sectors) {
+            let from = (u64::from(run.sectors.start) * vhd::SECTOR).max(range.start);
+            let to = (u64::from(run.sectors.end) * vhd::SECTOR).min(range.end);
+            let located = match (run.set, self.units.is_some()) {
+                (true, _) => Located::File(data + from),
+                (false, true) => Located::Absent,
+                (false, false) => Located::Hidden(data + from),
+            };
+            visit(from..to, located)?;
+        }
+        Ok(())
     }
 
     /// Where `block` is, looking at its block page if that was not done yet.

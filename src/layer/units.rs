@@ -85,13 +85,6 @@ impl PresentUnits {
         }
     }
 
-    /// Sets the bits of the present units in a bitmap.
-    pub(super) fn add_to(&self, bits: &mut [u8]) {
-        for unit in (0..self.units).filter(|&unit| self.get(unit)) {
-            bitmap::set_range(bits, unit * UNIT_SECTORS..(unit + 1) * UNIT_SECTORS, true);
-        }
-    }
-
     /// Splits a byte range of the block into runs of units that are all present, or all absent.
     pub(super) fn runs(&self, range: Range<u64>) -> impl Iterator<Item = (Range<u64>, bool)> + '_ {
         let mut at = range.start;

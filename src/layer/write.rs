@@ -155,8 +155,8 @@ impl Layer {
     ) -> Result<()> {
         let start = self.guest_offset(block);
         let nothing_to_hide = |range: &Range<u64>| {
-            let is_zero = below.is_zero(start + range.start..start + range.end)?;
-            Ok(!keep_allocated && (is_zero || defect::active(Defect::ZerosDoNotHide)))
+            let is_zero = || below.is_zero(start + range.start..start + range.end);
+            Ok(!keep_allocated && (defect::active(Defect::ZerosDoNotHide) || is_zero()?))
         };
         if self.map.get(block) == Mapping::Absent && nothing_to_hide(&range)? {
             return self.session()?.check(&self.path);
