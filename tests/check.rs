@@ -2,9 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "support/qemu.rs"]
+mod qemu;
+
 use cowvhd::check::{Code, Report, Severity, check};
 use cowvhd::vfs::HostVfs;
 use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions};
+use qemu::qemu_img;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -66,14 +70,6 @@ impl Bench {
     fn codes(&self) -> Vec<Code> {
         self.check().codes().map(|(code, _)| code).collect()
     }
-}
-
-fn qemu_img(arguments: &[&str]) {
-    let output = Command::new("qemu-img")
-        .args(arguments)
-        .output()
-        .unwrap_or_else(|error| panic!("qemu-img: {error}; scripts/install-test-tools installs it"));
-    assert!(output.status.success(), "{arguments:?}: {output:?}");
 }
 
 fn qemu_io(command: &str, path: &Path) {

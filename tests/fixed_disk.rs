@@ -3,15 +3,17 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "support/qemu.rs"]
+mod qemu;
 #[path = "support/strict_vhd.rs"]
 mod strict_vhd;
 
 use cowvhd::vhd::{DiskType, Footer};
 use cowvhd::{CreateOptions, Disk, DiskInfo, ErrorKind, ExtentKind, JournalState, OpenOptions, ZeroMode};
+use qemu::qemu_img;
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use strict_vhd::StrictVhd;
 
 const MIB: u64 = 1 << 20;
@@ -30,15 +32,6 @@ fn image(size: u64) -> Image {
 
 fn open(path: &Path) -> Disk {
     OpenOptions::new().open(path).unwrap()
-}
-
-fn qemu_img(arguments: &[&str]) -> String {
-    let output = Command::new("qemu-img")
-        .args(arguments)
-        .output()
-        .unwrap_or_else(|error| panic!("qemu-img: {error}; scripts/install-test-tools installs it"));
-    assert!(output.status.success(), "{arguments:?}: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
 }
 
 #[test]

@@ -3,15 +3,17 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "support/qemu.rs"]
+mod qemu;
 #[path = "support/strict_vhd.rs"]
 mod strict_vhd;
 
 use cowvhd::vhd::{DiskType, DynamicHeader, Footer, Timestamp, UniqueId, bat_bytes, bitmap, bitmap_bytes};
 use cowvhd::{Disk, ErrorKind, ExtentKind, OpenOptions};
+use qemu::qemu_img;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::Command;
 use strict_vhd::{Guest, StrictVhd};
 
 const MIB: u64 = 1 << 20;
@@ -24,14 +26,6 @@ fn content(disk: &Disk) -> Vec<u8> {
     let mut content = vec![0xee; disk.size() as usize];
     disk.read_at(&mut content, 0).unwrap();
     content
-}
-
-fn qemu_img(arguments: &[&str]) {
-    let output = Command::new("qemu-img")
-        .args(arguments)
-        .output()
-        .unwrap_or_else(|error| panic!("qemu-img: {error}; scripts/install-test-tools installs it"));
-    assert!(output.status.success(), "{arguments:?}: {output:?}");
 }
 
 /// Data here and there, and long runs of zeros.

@@ -5,12 +5,11 @@
 //! does not.
 
 use crate::guest::{PATH, file_of};
-use crate::strict_vhd::{Guest, Kind, StrictVhd};
+use crate::strict_vhd::{Guest, Kind, Positional, StrictVhd};
 use crate::{Seed, mutation};
 use cowvhd::sim::SimVfs;
-use cowvhd::vfs::{Access, File, Vfs};
+use cowvhd::vfs::{Access, Vfs};
 use cowvhd::{ErrorKind, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -29,7 +28,9 @@ pub fn run(data: &[u8]) {
 fn compare(vfs: &SimVfs) {
     let Ok(file) = vfs.open(Path::new(PATH), Access::ReadOnly) else { return };
     let ours = OpenOptions::new().vfs(Arc::new(vfs.clone())).read_only(true).open(Path::new(PATH));
-    let Ok(mut strict) = StrictVhd::open(Reader { file, at: 0 }) else { return };
+    let Ok(length) = file.length() else { return };
+    let source = Positional::new(length, move |buf, at| file.read_at(buf, at));
+    let Ok(mut strict) = StrictVhd::open(source) else { return };
     if strict.kind() == Kind::Differencing {
         return;
     }
@@ -57,30 +58,6 @@ fn compare(vfs: &SimVfs) {
             // Each may refuse what it finds damaged when it gets there.
             (Err(_), _) | (_, Err(_)) => {}
         }
-    }
-}
-
-struct Reader {
-    file: Arc<dyn File>,
-    at: u64,
-}
-
-impl Read for Reader {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let count = self.file.read_at(buf, self.at)?;
-        self.at += count as u64;
-        Ok(count)
-    }
-}
-
-impl Seek for Reader {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        self.at = match to {
-            SeekFrom::Start(at) => at,
-            SeekFrom::End(offset) => self.file.length()?.saturating_add_signed(offset),
-            SeekFrom::Current(offset) => self.at.saturating_add_signed(offset),
-        };
-        Ok(self.at)
     }
 }
 

@@ -6,14 +6,13 @@
 //! (O5); recovering what was recovered changes nothing (O6); recovery cut by another crash, and again, ends in an allowed state
 //! as well (F5).
 
-use crate::strict_vhd::{Guest, Kind, StrictVhd};
+use crate::strict_vhd::{Guest, Kind, Positional, StrictVhd};
 use cowvhd::check::{Code, Finding, Severity, check};
 use cowvhd::sim::{Bounds, CrashPoint, CrashState, Fates, History, Rng, SimVfs};
-use cowvhd::vfs::{Access, File, Vfs};
+use cowvhd::vfs::{Access, Vfs};
 use cowvhd::{Disk, OpenOptions};
 use std::collections::HashSet;
 use std::fmt;
-use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -243,7 +242,8 @@ fn looks_clean(vfs: &SimVfs) -> bool {
 fn strict_reader(vfs: &SimVfs) -> Result<StrictVhd<'static>, String> {
     let open = |path| {
         let file = vfs.open(Path::new(path), Access::ReadOnly).map_err(|error| error.to_string())?;
-        StrictVhd::open(SimReader { file, at: 0 })
+        let length = file.length().map_err(|error| error.to_string())?;
+        StrictVhd::open(Positional::new(length, move |buf, at| file.read_at(buf, at)))
     };
     let disk = open(PATH)?;
     match disk.kind() {
@@ -262,28 +262,4 @@ fn agree_with_strict_reader(vfs: &SimVfs, parts: &[(u64, Vec<u8>)]) -> Result<()
         }
     }
     Ok(())
-}
-
-struct SimReader {
-    file: Arc<dyn File>,
-    at: u64,
-}
-
-impl Read for SimReader {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let count = self.file.read_at(buf, self.at)?;
-        self.at += count as u64;
-        Ok(count)
-    }
-}
-
-impl Seek for SimReader {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        self.at = match to {
-            SeekFrom::Start(at) => at,
-            SeekFrom::End(offset) => self.file.length()?.saturating_add_signed(offset),
-            SeekFrom::Current(offset) => self.at.saturating_add_signed(offset),
-        };
-        Ok(self.at)
-    }
 }

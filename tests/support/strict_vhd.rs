@@ -18,7 +18,7 @@
 #![allow(dead_code, reason = "each test that includes this file uses a part of it")]
 
 use std::fmt::Display;
-use std::io::{Cursor, Read, Seek, SeekFrom};
+use std::io::{self, Cursor, Read, Seek, SeekFrom};
 
 const SECTOR: u64 = 512;
 const FOOTER_BYTES: u64 = 512;
@@ -63,6 +63,39 @@ pub struct Locator {
     pub space: u64,
     /// The payload itself.
     pub payload: Vec<u8>,
+}
+
+/// A file that is read by position, as a source.
+pub struct Positional<F> {
+    length: u64,
+    read_at: F,
+    at: u64,
+}
+
+impl<F: FnMut(&mut [u8], u64) -> io::Result<usize>> Positional<F> {
+    /// A file of `length` bytes; `read_at` reads at a byte of it and returns how many bytes there were.
+    pub fn new(length: u64, read_at: F) -> Self {
+        Positional { length, read_at, at: 0 }
+    }
+}
+
+impl<F: FnMut(&mut [u8], u64) -> io::Result<usize>> Read for Positional<F> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let count = (self.read_at)(buf, self.at)?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
+impl<F> Seek for Positional<F> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.at = match to {
+            SeekFrom::Start(at) => at,
+            SeekFrom::End(offset) => self.length.saturating_add_signed(offset),
+            SeekFrom::Current(offset) => self.at.saturating_add_signed(offset),
+        };
+        Ok(self.at)
+    }
 }
 
 /// An image that passed every check that can be made without reading its data.
