@@ -8,8 +8,8 @@
 //!                └ first touch ──▶ every parent asked from the top down
 //! ```
 //!
-//! Parents never change while a chain is open, so what the flat map says stays true, and a read costs the same whatever the
-//! depth. The leaf is looked at first and is not part of the map.
+//! Parents never change while a chain is open, so what the flat map says stays true, and a read asks one parent for each run
+//! whatever the depth. The leaf is looked at first and is not part of the map.
 
 mod flat;
 mod locate;
