@@ -5,6 +5,7 @@
 
 use cowvhd::{CreateOptions, Disk, OpenOptions, ZeroMode};
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 const SECTOR: u64 = 512;
@@ -30,8 +31,7 @@ fn check(disk: &Disk, content: &Content, sector: u64) {
     assert!(found == fill(content.get(&sector).copied().unwrap_or(0)), "sector {sector}");
 }
 
-fn work(disk: &Disk, thread: u64) -> Content {
-    let mut content = Content::new();
+fn work(disk: &Disk, thread: u64, mut content: Content) -> Content {
     let mut random = thread + 1;
     let mut below = |end: u64| {
         random ^= random << 13;
@@ -79,7 +79,45 @@ fn threads_keep_out_of_each_others_sectors() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk.vhd");
     CreateOptions::new(SIZE).create(&path).unwrap();
-    let disk = OpenOptions::new().open(&path).unwrap();
+    work_on(&path, &Content::new());
+}
+
+/// In a differencing disk the threads also bring the same 4 KiB units, of which each writes its own sectors, and the rest is
+/// copied up: nobody's copy may undo what another has written (I8).
+#[test]
+fn threads_bring_the_same_units_of_a_differencing_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let parent = dir.path().join("parent.vhd");
+    CreateOptions::new(SIZE).create(&parent).unwrap();
+    let disk = OpenOptions::new().open(&parent).unwrap();
+    let mut below = Content::new();
+    for block in 0..SIZE / BLOCK {
+        for sector in (block * BLOCK / SECTOR..).take(64 * THREADS as usize) {
+            below.insert(sector, 1 << 40 | sector);
+            disk.write_at(&fill(1 << 40 | sector), sector * SECTOR).unwrap();
+        }
+    }
+    disk.close().unwrap();
+    drop(disk);
+    // A unit is brought once in the life of an image.
+    for round in 0..8 {
+        let path = dir.path().join(format!("child{round}.vhd"));
+        CreateOptions::child_of(&parent).create(&path).unwrap();
+        work_on(&path, &below);
+    }
+}
+
+/// Whose sector it is.
+fn owner(sector: u64) -> u64 {
+    match (sector * SECTOR / BLOCK).checked_sub(SHARED_BLOCKS) {
+        None => sector % THREADS,
+        Some(own) => own / OWN_BLOCKS,
+    }
+}
+
+/// All threads work on a disk that holds `initial`.
+fn work_on(path: &Path, initial: &Content) {
+    let disk = OpenOptions::new().open(path).unwrap();
     let done = AtomicBool::new(false);
     let contents: Vec<Content> = std::thread::scope(|scope| {
         let disk = &disk;
@@ -88,10 +126,17 @@ fn threads_keep_out_of_each_others_sectors() {
                 disk.flush().unwrap();
             }
         });
-        let workers: Vec<_> = (0..THREADS).map(|thread| scope.spawn(move || work(disk, thread))).collect();
-        let contents = workers.into_iter().map(|worker| worker.join().unwrap()).collect();
+        let workers: Vec<_> = (0..THREADS)
+            .map(|thread| {
+                let content = initial.iter().filter(|(sector, _)| owner(**sector) == thread);
+                let content = content.map(|(&sector, &value)| (sector, value)).collect();
+                scope.spawn(move || work(disk, thread, content))
+            })
+            .collect();
+        // A worker that fails must not leave the flushes running for ever.
+        let results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
         done.store(true, Ordering::SeqCst);
-        contents
+        results.into_iter().map(Result::unwrap).collect()
     });
     let verify = |disk: &Disk| {
         let content: Content = contents.iter().flatten().map(|(&sector, &value)| (sector, value)).collect();
@@ -106,11 +151,11 @@ fn threads_keep_out_of_each_others_sectors() {
     verify(&disk);
     disk.flush().unwrap();
     drop(disk);
-    let disk = OpenOptions::new().open(&path).unwrap();
+    let disk = OpenOptions::new().open(path).unwrap();
     verify(&disk);
     disk.close().unwrap();
     drop(disk);
-    verify(&OpenOptions::new().read_only(true).open(&path).unwrap());
+    verify(&OpenOptions::new().read_only(true).open(path).unwrap());
 }
 
 #[test]
