@@ -113,6 +113,14 @@ pub enum Error {
         /// The process that holds it, where the system tells.
         holder: Option<String>,
     },
+    /// What was named is not there.
+    #[error("{}: {what}", path.display())]
+    NotFound {
+        /// The file.
+        path: PathBuf,
+        /// What was looked for, and where.
+        what: String,
+    },
     /// The file to be created exists already.
     #[error("{}: exists already; choose another name or remove it first", path.display())]
     Exists {
@@ -184,6 +192,8 @@ pub enum ErrorKind {
     Unsupported,
     /// Held by another process.
     InUse,
+    /// What was named is not there.
+    NotFound,
     /// The target exists.
     Exists,
     /// Write to a read-only disk.
@@ -208,6 +218,7 @@ impl Error {
             Error::ParentMissing { .. } => ErrorKind::ParentMissing,
             Error::Unsupported { .. } => ErrorKind::Unsupported,
             Error::InUse { .. } => ErrorKind::InUse,
+            Error::NotFound { .. } => ErrorKind::NotFound,
             Error::Exists { .. } => ErrorKind::Exists,
             Error::ReadOnly { .. } => ErrorKind::ReadOnly,
             Error::OutOfRange { .. } | Error::Invalid { .. } => ErrorKind::InvalidInput,
@@ -235,7 +246,7 @@ impl Error {
                 _ => EIO,
             },
             ErrorKind::Corrupt | ErrorKind::Poisoned => EIO,
-            ErrorKind::ParentMissing => ENOENT,
+            ErrorKind::ParentMissing | ErrorKind::NotFound => ENOENT,
             ErrorKind::Unsupported => EOPNOTSUPP,
             ErrorKind::InUse => EBUSY,
             ErrorKind::Exists => EEXIST,

@@ -61,6 +61,7 @@ mod journal;
 mod layer;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod snapshot;
 mod sync;
 pub mod vfs;
 pub mod vhd;
