@@ -97,6 +97,16 @@ pub enum Error {
         /// What to do next.
         hint: &'static str,
     },
+    /// A VM state is incomplete, was changed, or belongs to another disk or to another moment of the disk.
+    #[error("{}: {what}; {hint}", path.display())]
+    StateMismatch {
+        /// The file of the state.
+        path: PathBuf,
+        /// What was found, and what should be there.
+        what: String,
+        /// What to do next.
+        hint: &'static str,
+    },
     /// The image uses something this version does not know or the operation does not apply to it.
     #[error("{}: {what}", path.display())]
     Unsupported {
@@ -188,6 +198,8 @@ pub enum ErrorKind {
     Corrupt,
     /// The parent of a differencing image is missing or not allowed.
     ParentMissing,
+    /// A VM state that is incomplete, was changed or does not belong to the disk.
+    StateMismatch,
     /// A feature or a kind of image that is not supported.
     Unsupported,
     /// Held by another process.
@@ -216,6 +228,7 @@ impl Error {
             Error::Io { .. } => ErrorKind::Io,
             Error::Format { .. } | Error::Damaged { .. } => ErrorKind::Corrupt,
             Error::ParentMissing { .. } => ErrorKind::ParentMissing,
+            Error::StateMismatch { .. } => ErrorKind::StateMismatch,
             Error::Unsupported { .. } => ErrorKind::Unsupported,
             Error::InUse { .. } => ErrorKind::InUse,
             Error::NotFound { .. } => ErrorKind::NotFound,
@@ -238,6 +251,7 @@ impl Error {
         const ENOSPC: i32 = 28;
         const EROFS: i32 = 30;
         const EOPNOTSUPP: i32 = 95;
+        const ESTALE: i32 = 116;
         const ECANCELED: i32 = 125;
         match self.kind() {
             ErrorKind::NoSpace => ENOSPC,
@@ -247,6 +261,7 @@ impl Error {
             },
             ErrorKind::Corrupt | ErrorKind::Poisoned => EIO,
             ErrorKind::ParentMissing | ErrorKind::NotFound => ENOENT,
+            ErrorKind::StateMismatch => ESTALE,
             ErrorKind::Unsupported => EOPNOTSUPP,
             ErrorKind::InUse => EBUSY,
             ErrorKind::Exists => EEXIST,

@@ -62,6 +62,7 @@ mod layer;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod snapshot;
+pub mod state;
 mod sync;
 pub mod vfs;
 pub mod vhd;
