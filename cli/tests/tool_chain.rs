@@ -61,3 +61,49 @@ fn diff_lists_what_changed() {
     bench.cowvhd(&["diff", "vm.vhd", "--from", "a"]).must_say(1, &["in use by"]);
     serving.terminate();
 }
+
+/// What the disk of [`chain`] holds at a point.
+fn content(point: &str) -> Vec<u8> {
+    let mut content = vec![0; 64 << 20];
+    content[..4 << 20].fill(1);
+    if point != "a" {
+        content[1 << 20..(1 << 20) + (64 << 10)].fill(2);
+    }
+    if point == "vm" {
+        content[20 << 20..(20 << 20) + (4 << 10)].fill(3);
+        content[..64 << 10].fill(0);
+    }
+    content
+}
+
+#[test]
+fn any_point_becomes_an_image_of_its_own() {
+    let bench = chain();
+    // In use: its snapshots can be read all the same.
+    let serving = bench.serve(&["vm.vhd"]);
+    for point in ["a", "b"] {
+        for (out, format) in [("raw", "raw"), ("fixed.vhd", "fixed"), ("dynamic.vhd", "dynamic")] {
+            bench
+                .cowvhd(&["convert", "vm.vhd", out, "--snapshot", point, "--to", format, "--force"])
+                .must_be(0);
+            let from = if format == "raw" { "raw" } else { "vpc" };
+            bench.run("qemu-img", &["convert", "-f", from, "-O", "raw", out, "read"]).must_be(0);
+            let read = std::fs::read(bench.path("read")).unwrap();
+            assert!(read == content(point), "{point} as {format}");
+            if format != "raw" {
+                let kind = if format == "fixed" { "fixed" } else { "dynamic" };
+                assert_eq!(bench.info(out)["vhd-type"], kind);
+            }
+        }
+    }
+    bench.cowvhd(&["convert", "vm.vhd", "x.raw"]).must_say(1, &["in use by"]);
+    serving.terminate();
+    bench.cowvhd(&["convert", "vm.vhd", "now.raw"]).must_be(0);
+    assert!(std::fs::read(bench.path("now.raw")).unwrap() == content("vm"));
+    bench.cowvhd(&["convert", "vm@b.vhd", "b.raw"]).must_be(0);
+    assert!(std::fs::read(bench.path("b.raw")).unwrap() == content("b"));
+    bench.cowvhd(&["convert", "vm.vhd", "x.raw", "--snapshot", "c"]).must_say(1, &["vm@c.vhd"]);
+    bench
+        .cowvhd(&["convert", "vm.vhd", "x.raw", "--snapshot", "a/b"])
+        .must_say(16, &["no name of a snapshot"]);
+}
