@@ -9,9 +9,11 @@
 //! ```
 //!
 //! Parents never change while a chain is open, so what the flat map says stays true, and a read asks one parent for each run
-//! whatever the depth. The leaf is looked at first and is not part of the map.
+//! whatever the depth. The leaf is looked at first and is not part of the map. When a running disk gets a new leaf, the old one
+//! becomes a parent and is folded into the map.
 
 mod flat;
+mod former_leaf;
 mod locate;
 mod open;
 mod parent;
@@ -19,10 +21,11 @@ mod parents;
 mod source;
 
 pub(crate) use locate::ParentPolicy;
-pub(crate) use open::{open_images, open_parents, parent_shape};
+pub(crate) use open::{open_parents, parent_shape};
+#[allow(unused_imports, reason = "for snapshots of a running disk")]
 pub(crate) use parent::ParentImage;
 pub(crate) use parents::Parents;
-pub(crate) use source::{Found, Source};
+pub(crate) use source::Source;
 
 /// More layers than this are refused, when a child is made as well as when a chain is opened.
 pub(crate) const MAX_DEPTH: usize = 4096;

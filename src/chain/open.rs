@@ -27,7 +27,7 @@ pub(crate) fn open_parents(
 }
 
 /// The same as images, from the top down.
-pub(crate) fn open_images(
+fn open_images(
     vfs: &dyn Vfs,
     path: &Path,
     file: &dyn File,

@@ -1,10 +1,15 @@
 //! The parents of a leaf as one read-only disk.
+//!
+//! A running disk that gets a new leaf makes a parent of the old one. Its parents then share one flat map with those before,
+//! and the old leaf is *folded* into it: for each block that the leaf holds, the word is laid anew from the leaf and from what the
+//! word said before. Until that is done the old leaf is asked first. A word that was folded already says the same of what the leaf does
+//! not hold, so that it does not matter which one a reader meets.
 
 use super::flat::{Flat, FlatMap, Run};
 use super::source::{Found, Source};
-use crate::error::Result;
-use crate::layer::Below;
-use crate::sync::Arc;
+use crate::error::{Error, Result};
+use crate::layer::{Below, Layer, Mapping};
+use crate::sync::{Arc, AtomicBool, Ordering};
 use crate::vhd::SECTOR;
 use std::ops::Range;
 
@@ -12,7 +17,9 @@ use std::ops::Range;
 #[derive(Debug)]
 pub(crate) struct Parents {
     sources: Vec<Arc<dyn Source>>,
-    flat: FlatMap,
+    flat: Arc<FlatMap>,
+    /// The topmost source was the leaf, and is not in the flat map yet.
+    top_first: AtomicBool,
     block_bytes: u64,
     /// Size of the leaf's disk in bytes.
     size: u64,
@@ -34,7 +41,85 @@ impl Parents {
     /// The parents of a leaf whose disk has `size` bytes in blocks of `block_bytes`. `sources` go from the bottom up.
     pub(crate) fn new(sources: Vec<Arc<dyn Source>>, block_bytes: u32, size: u64) -> Self {
         let block_bytes = u64::from(block_bytes);
-        Parents { sources, flat: FlatMap::new(size.div_ceil(block_bytes)), block_bytes, size }
+        let flat = Arc::new(FlatMap::new(size.div_ceil(block_bytes)));
+        Parents { sources, flat, top_first: AtomicBool::new(false), block_bytes, size }
+    }
+
+    /// What is beneath the next leaf of a disk whose leaf is `leaf` now, over `below`. To be folded in ([`Parents::fold`]) once
+    /// nothing is written to that leaf any more.
+    pub(crate) fn over(below: Option<&Parents>, leaf: &Arc<Layer>) -> Self {
+        let block_bytes = u64::from(leaf.place().block_bytes);
+        let size = leaf.footer().current_size;
+        let (below, flat) = match below {
+            None => (&[][..], Arc::new(FlatMap::zeros(size.div_ceil(block_bytes)))),
+            Some(below) => (&below.sources[..], Arc::clone(&below.flat)),
+        };
+        let sources = below.iter().cloned().chain([Arc::clone(leaf) as Arc<dyn Source>]).collect();
+        Parents { sources, flat, top_first: AtomicBool::new(true), block_bytes, size }
+    }
+
+    /// The same with `top`, which holds the same, in the place of the topmost parent, which is folded in.
+    #[allow(dead_code, reason = "for snapshots of a running disk")]
+    pub(crate) fn with_top(&self, top: Arc<dyn Source>) -> Self {
+        let below = self.sources.len().saturating_sub(1);
+        Parents {
+            sources: self.sources.iter().take(below).cloned().chain([top]).collect(),
+            flat: Arc::clone(&self.flat),
+            top_first: AtomicBool::new(self.top_first.load(Ordering::Acquire)),
+            ..*self
+        }
+    }
+
+    /// Folds the topmost parent into the flat map: `leaf`, which was the leaf until now and is not written to any more. Nobody may
+    /// use the parents that it was over.
+    pub(crate) fn fold(&self, leaf: &Layer) {
+        if !self.top_first.load(Ordering::Acquire) {
+            return;
+        }
+        let source = self.top();
+        for block in 0..self.flat.blocks() {
+            let mapping = leaf.known_mapping(block);
+            if mapping == Mapping::Absent {
+                continue;
+            }
+            loop {
+                let seen = self.flat.get(block);
+                let flat = match (mapping, &seen.flat) {
+                    (Mapping::Whole(slot), _) => {
+                        Some(Flat::Whole { source, file_offset: leaf.place().data_offset(slot) })
+                    }
+                    (Mapping::Partial(_), Some(beneath)) => self.lay_over(block, beneath),
+                    // Something would have to be read first: all parents are asked again when it is needed.
+                    _ => None,
+                };
+                if self.flat.put(block, &seen, flat.as_ref()) {
+                    break;
+                }
+            }
+        }
+        self.top_first.store(false, Ordering::Release);
+    }
+
+    /// A block as the topmost parent shows it over `beneath`; `None` where it cannot be read.
+    fn lay_over(&self, block: u32, beneath: &Flat) -> Option<Flat> {
+        let range = self.sectors_of(block);
+        let source = self.top();
+        let mut runs = Vec::new();
+        let resolved = self.sources.last()?.resolve(range.clone(), &mut |part, found| {
+            let first_sector = ((part.start - range.start) / SECTOR) as u32;
+            let sectors = ((part.end - part.start) / SECTOR) as u32;
+            match found {
+                Found::Zero => {}
+                Found::File(file_offset) => runs.push(Run { first_sector, sectors, source, file_offset }),
+                Found::Below => push_part(&mut runs, beneath, first_sector..first_sector + sectors),
+            }
+        });
+        resolved.ok().map(|()| from_runs(runs, ((range.end - range.start) / SECTOR) as u32))
+    }
+
+    /// The number of the topmost parent.
+    fn top(&self) -> u32 {
+        self.sources.len().saturating_sub(1) as u32
     }
 
     /// How many there are.
@@ -44,6 +129,37 @@ impl Parents {
 
     /// Calls `visit` with the parts that make up a range, in order.
     pub(crate) fn parts(&self, range: Range<u64>, visit: &mut dyn FnMut(Part) -> Result<()>) -> Result<()> {
+        match self.sources.last() {
+            Some(top) if self.top_first.load(Ordering::Acquire) => self.parts_by_top(&**top, range, visit),
+            _ => self.parts_by_map(range, visit),
+        }
+    }
+
+    /// The same where the topmost parent is not in the map.
+    fn parts_by_top(
+        &self,
+        top: &dyn Source,
+        range: Range<u64>,
+        visit: &mut dyn FnMut(Part) -> Result<()>,
+    ) -> Result<()> {
+        let sectors = range.start / SECTOR * SECTOR..range.end.next_multiple_of(SECTOR);
+        let mut found_parts = Vec::new();
+        top.resolve(sectors, &mut |part, found| found_parts.push((part, found)))?;
+        for (part, found) in found_parts {
+            let wanted = part.start.max(range.start)..part.end.min(range.end);
+            match found {
+                Found::Below => self.parts_by_map(wanted, visit)?,
+                Found::Zero => visit((wanted, None))?,
+                Found::File(at) => {
+                    let file_offset = at + (wanted.start - part.start);
+                    visit((wanted, Some(Place { source: self.top(), file_offset })))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn parts_by_map(&self, range: Range<u64>, visit: &mut dyn FnMut(Part) -> Result<()>) -> Result<()> {
         let mut at = range.start;
         while at < range.end {
             let block = at / self.block_bytes;
@@ -63,18 +179,23 @@ impl Parents {
 
     /// What is beneath the leaf in a block, asking all parents where that is not known yet.
     fn block(&self, block: u32) -> Result<Flat> {
-        if let Some(flat) = self.flat.get(block) {
+        let seen = self.flat.get(block);
+        if let Some(flat) = seen.flat {
             return Ok(flat);
         }
         let flat = self.look(block)?;
-        self.flat.set(block, &flat);
+        self.flat.put(block, &seen, Some(&flat));
         Ok(flat)
     }
 
-    fn look(&self, block: u32) -> Result<Flat> {
+    /// The bytes of a block. Parents resolve whole sectors; the last one of a disk may be named in part.
+    fn sectors_of(&self, block: u32) -> Range<u64> {
         let start = u64::from(block) * self.block_bytes;
-        // Parents resolve whole sectors; the last one of a disk may be named in part.
-        let end = (start + self.block_bytes).min(self.size.next_multiple_of(SECTOR));
+        start..(start + self.block_bytes).min(self.size.next_multiple_of(SECTOR))
+    }
+
+    fn look(&self, block: u32) -> Result<Flat> {
+        let Range { start, end } = self.sectors_of(block);
         let mut wanted: Vec<Range<u64>> = std::iter::once(start..end).collect();
         let mut runs: Vec<Run> = Vec::new();
         for (source, layer) in self.sources.iter().enumerate().rev() {
@@ -99,23 +220,45 @@ impl Parents {
                 break;
             }
         }
-        runs.sort_unstable_by_key(|run| run.first_sector);
-        runs.dedup_by(|next, run| {
-            let follows = run.source == next.source
-                && run.first_sector + run.sectors == next.first_sector
-                && run.file_offset + u64::from(run.sectors) * SECTOR == next.file_offset;
-            if follows {
-                run.sectors += next.sectors;
-            }
-            follows
-        });
-        Ok(match runs.as_slice() {
-            [] => Flat::Zero,
-            [run] if u64::from(run.sectors) * SECTOR == end - start => {
-                Flat::Whole { source: run.source, file_offset: run.file_offset }
-            }
-            _ => Flat::Mixed(runs.into()),
-        })
+        Ok(from_runs(runs, ((end - start) / SECTOR) as u32))
+    }
+}
+
+/// Adds what a block of which `flat` is known holds in a range of its sectors.
+fn push_part(runs: &mut Vec<Run>, flat: &Flat, wanted: Range<u32>) {
+    let mut push = |run: &Run| {
+        let first = run.first_sector.max(wanted.start);
+        let end = (run.first_sector + run.sectors).min(wanted.end);
+        if first < end {
+            let file_offset = run.file_offset + u64::from(first - run.first_sector) * SECTOR;
+            runs.push(Run { first_sector: first, sectors: end - first, file_offset, ..*run });
+        }
+    };
+    match flat {
+        Flat::Zero => {}
+        Flat::Whole { source, file_offset } => {
+            push(&Run { first_sector: 0, sectors: wanted.end, source: *source, file_offset: *file_offset });
+        }
+        Flat::Mixed(runs) => runs.iter().for_each(push),
+    }
+}
+
+/// What a block of `sectors` holds that consists of `runs`.
+fn from_runs(mut runs: Vec<Run>, sectors: u32) -> Flat {
+    runs.sort_unstable_by_key(|run| run.first_sector);
+    runs.dedup_by(|next, run| {
+        let follows = run.source == next.source
+            && run.first_sector + run.sectors == next.first_sector
+            && run.file_offset + u64::from(run.sectors) * SECTOR == next.file_offset;
+        if follows {
+            run.sectors += next.sectors;
+        }
+        follows
+    });
+    match runs.as_slice() {
+        [] => Flat::Zero,
+        [run] if run.sectors == sectors => Flat::Whole { source: run.source, file_offset: run.file_offset },
+        _ => Flat::Mixed(runs.into()),
     }
 }
 
@@ -164,9 +307,10 @@ impl Below for Parents {
             match place {
                 None => now.fill(0),
                 Some(Place { source, file_offset }) => {
-                    if let Some(source) = self.sources.get(source as usize) {
-                        source.read_file(file_offset, now)?;
-                    }
+                    let Some(source) = self.sources.get(source as usize) else {
+                        return Err(Error::Invalid { what: format!("there is no parent {source}") });
+                    };
+                    source.read_file(file_offset, now)?;
                 }
             }
             Ok(())
@@ -182,3 +326,6 @@ impl Below for Parents {
         Ok(zero)
     }
 }
+
+#[cfg(all(test, feature = "sim"))]
+mod tests;

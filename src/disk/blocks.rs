@@ -1,36 +1,93 @@
-//! A disk of blocks: splits ranges into blocks and hands each to the layer.
+//! A disk of blocks: splits ranges into blocks and hands each to the leaf of the current generation.
 
+use super::generation::{Generation, Generations, Switch};
 use super::storage::Storage;
 use super::{Extent, ExtentKind, MappedExtent, info};
 use crate::chain::Parents;
 use crate::defect::{self, Defect};
-use crate::error::Result;
-use crate::layer::{Below, Layer, Located, Nothing};
-use std::path::Path;
+use crate::error::{ErrorKind, Result};
+use crate::layer::{Layer, Located};
+use crate::sync::Arc;
+use crate::vhd::DiskType;
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
 
-/// A layer as a guest's bytes.
+/// Layers as a guest's bytes.
 #[derive(Debug)]
 pub(super) struct Blocks {
-    layer: Box<Layer>,
-    /// Of a differencing disk.
-    parents: Option<Parents>,
+    generations: Generations,
+    /// Of the file that was opened, whichever layer has that name now.
+    path: PathBuf,
+    notices: Vec<String>,
+    is_read_only: bool,
+    block_bytes: u64,
     size: u64,
 }
 
 impl Blocks {
-    pub(super) fn new(layer: Box<Layer>, parents: Option<Parents>) -> Self {
-        Blocks { size: layer.footer().current_size, layer, parents }
-    }
-
-    fn below(&self) -> &dyn Below {
-        match &self.parents {
-            Some(parents) => parents,
-            None => &Nothing,
+    pub(super) fn new(leaf: Box<Layer>, parents: Option<Parents>) -> Self {
+        Blocks {
+            path: leaf.path().to_path_buf(),
+            notices: info::notices(leaf.report(), leaf.is_read_only()),
+            is_read_only: leaf.is_read_only(),
+            block_bytes: leaf.place().block_bytes.into(),
+            size: leaf.footer().current_size,
+            generations: Generations::new(Generation { leaf: Arc::from(leaf), parents }),
         }
     }
 
+    /// The layer that is written to at this moment.
+    pub(super) fn leaf(&self) -> Arc<Layer> {
+        Arc::clone(&self.generations.latest().leaf)
+    }
+
+    #[cfg(all(test, feature = "sim"))]
+    pub(super) fn generations(&self) -> &Generations {
+        &self.generations
+    }
+
+    /// See [`Generations::switch`].
+    pub(super) fn switch(&self, child: Box<Layer>) -> Result<Switch<'_>> {
+        self.generations.switch(child)
+    }
+
+    /// Runs a change of one block; where no space is left for it, brings the freed slots back, with their space, and runs it
+    /// once more.
+    fn change(&self, change: impl Fn(&Generation) -> Result<()>) -> Result<()> {
+        let result = change(&self.generations.for_changing());
+        if !matches!(&result, Err(error) if error.kind() == ErrorKind::NoSpace) {
+            return result;
+        }
+        // Nothing of the write that failed keeps a slot from coming back, or another leaf from coming in.
+        match self.leaf().reclaim() {
+            Err(error) if error.kind() != ErrorKind::NoSpace => Err(error),
+            _ => change(&self.generations.for_changing()),
+        }
+    }
+
+    /// Makes a piece read as zeros. True where the leaf should bring slots back.
+    fn zero(&self, generation: &Generation, piece: &Piece, keep_allocated: bool) -> Result<bool> {
+        let Generation { leaf, .. } = generation;
+        // In a differencing disk a block that is given back shows what is below.
+        let start = u64::from(piece.block) * self.block_bytes;
+        let frees = !keep_allocated
+            && self.covers_block(piece)
+            && (generation.below().is_zero(start..start + self.block_bytes)?
+                || defect::active(Defect::DiscardShowsParent));
+        if frees {
+            return leaf.free_block(piece.block);
+        }
+        leaf.zero_block(piece.block, piece.range(), keep_allocated, generation.below())?;
+        Ok(false)
+    }
+
     /// What is below the leaf, as extents.
-    fn map_below(&self, start: u64, end: u64, visit: &mut dyn FnMut(MappedExtent)) -> Result<()> {
+    fn map_below(
+        parents: Option<&Parents>,
+        start: u64,
+        end: u64,
+        visit: &mut dyn FnMut(MappedExtent),
+    ) -> Result<()> {
         let mut push = |from: u64, to: u64, kind, file_offset, depth| {
             visit(MappedExtent {
                 extent: Extent { offset: from, length: to - from, kind },
@@ -38,7 +95,7 @@ impl Blocks {
                 depth,
             });
         };
-        let Some(parents) = &self.parents else {
+        let Some(parents) = parents else {
             push(start, end, ExtentKind::Hole, None, 0);
             return Ok(());
         };
@@ -54,13 +111,9 @@ impl Blocks {
         })
     }
 
-    fn block_bytes(&self) -> u64 {
-        self.layer.place().block_bytes.into()
-    }
-
     /// A range's pieces, one per block.
     fn pieces(&self, offset: u64, length: u64) -> impl Iterator<Item = Piece> + use<> {
-        let block_bytes = self.block_bytes();
+        let block_bytes = self.block_bytes;
         let mut at = offset;
         let end = offset + length;
         std::iter::from_fn(move || {
@@ -74,29 +127,38 @@ impl Blocks {
 
     /// Whether a piece is all that its block shows of the disk.
     fn covers_block(&self, piece: &Piece) -> bool {
-        let start = u64::from(piece.block) * self.block_bytes();
-        piece.offset == 0 && piece.length == self.block_bytes().min(self.size - start)
+        let start = u64::from(piece.block) * self.block_bytes;
+        piece.offset == 0 && piece.length == self.block_bytes.min(self.size - start)
     }
 }
 
 impl Storage for Blocks {
     fn path(&self) -> &Path {
-        self.layer.path()
+        &self.path
+    }
+
+    fn disk_type(&self) -> DiskType {
+        self.leaf().footer().disk_type
     }
 
     fn is_read_only(&self) -> bool {
-        self.layer.is_read_only()
+        self.is_read_only
     }
 
     fn notices(&self) -> Vec<String> {
-        info::notices(self.layer.report(), self.is_read_only())
+        self.notices.clone()
+    }
+
+    fn as_blocks(&self) -> Option<&Blocks> {
+        Some(self)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let generation = self.generations.for_reading();
         let mut rest = buf;
         for piece in self.pieces(offset, rest.len() as u64) {
             let (now, later) = std::mem::take(&mut rest).split_at_mut(piece.length as usize);
-            self.layer.read_block(piece.block, piece.offset, now, self.below())?;
+            generation.leaf.read_block(piece.block, piece.offset, now, generation.below())?;
             rest = later;
         }
         Ok(())
@@ -106,7 +168,9 @@ impl Storage for Blocks {
         let mut rest = buf;
         for piece in self.pieces(offset, rest.len() as u64) {
             let (now, later) = rest.split_at(piece.length as usize);
-            self.layer.write_block(piece.block, piece.offset, now, self.below())?;
+            self.change(|generation| {
+                generation.leaf.write_block(piece.block, piece.offset, now, generation.below())
+            })?;
             rest = later;
         }
         Ok(())
@@ -114,36 +178,36 @@ impl Storage for Blocks {
 
     fn write_zeroes(&self, offset: u64, length: u64, keep_allocated: bool) -> Result<()> {
         for piece in self.pieces(offset, length) {
-            // In a differencing disk a block that is given back shows what is below.
-            let start = u64::from(piece.block) * self.block_bytes();
-            let frees = !keep_allocated
-                && self.covers_block(&piece)
-                && (self.below().is_zero(start..start + self.block_bytes())?
-                    || defect::active(Defect::DiscardShowsParent));
-            if frees {
-                self.layer.free_block(piece.block)?;
-            } else {
-                self.layer.zero_block(piece.block, piece.range(), keep_allocated, self.below())?;
+            let reclaim = Cell::new(false);
+            self.change(|generation| {
+                reclaim.set(self.zero(generation, &piece, keep_allocated)?);
+                Ok(())
+            })?;
+            if reclaim.get() {
+                self.leaf().reclaim()?;
             }
         }
         Ok(())
     }
 
     fn flush(&self) -> Result<()> {
-        self.layer.flush()
+        self.generations.latest_settled().leaf.flush()
     }
 
     fn close(&self) -> Result<()> {
-        self.layer.close()
+        self.generations.close()
     }
 
     fn map(&self, offset: u64, length: u64, visit: &mut dyn FnMut(MappedExtent)) -> Result<()> {
+        let generation = self.generations.for_reading();
         for piece in self.pieces(offset, length) {
-            let start = u64::from(piece.block) * self.block_bytes();
-            self.layer.locate(piece.block, piece.range(), &mut |range, located| {
+            let start = u64::from(piece.block) * self.block_bytes;
+            generation.leaf.locate(piece.block, piece.range(), &mut |range, located| {
                 let (from, to) = (start + range.start, start + range.end);
                 let (kind, file_offset) = match located {
-                    Located::Absent => return self.map_below(from, to, visit),
+                    Located::Absent => {
+                        return Self::map_below(generation.parents.as_ref(), from, to, visit);
+                    }
                     Located::Hidden(at) => (ExtentKind::Zero, Some(at)),
                     Located::File(at) => (ExtentKind::Data, Some(at)),
                 };

@@ -4,14 +4,16 @@
 //! nothing of journals or slots.
 
 mod blocks;
+mod generation;
 mod info;
 mod storage;
 
+pub(crate) use generation::Switch;
 pub use info::{DiskInfo, ForeignChanges, JournalState};
 
 use crate::chain::{self, ParentPolicy};
 use crate::error::{Error, Result};
-use crate::layer::{self, CreateParameters, Image};
+use crate::layer::{self, CreateParameters, Image, Layer};
 use crate::sync::Arc;
 use crate::vfs::{Access, File, HostVfs, Vfs};
 use crate::vhd::{self, DiskType, DynamicHeader, Footer};
@@ -104,10 +106,10 @@ impl CreateOptions {
 /// How a disk is opened.
 #[derive(Debug, Clone)]
 pub struct OpenOptions {
-    pub(crate) vfs: Arc<dyn Vfs>,
+    vfs: Arc<dyn Vfs>,
     access: Access,
     direct: bool,
-    pub(crate) policy: ParentPolicy,
+    policy: ParentPolicy,
 }
 
 impl Default for OpenOptions {
@@ -188,7 +190,7 @@ impl OpenOptions {
                 (fixed, footer)
             }
         };
-        Ok(Disk { size: footer.current_size, disk_type: footer.disk_type, storage })
+        Ok(Disk { size: footer.current_size, storage })
     }
 }
 
@@ -254,7 +256,6 @@ pub enum ZeroMode {
 #[derive(Debug)]
 pub struct Disk {
     storage: Box<dyn Storage>,
-    disk_type: DiskType,
     size: u64,
 }
 
@@ -264,9 +265,9 @@ impl Disk {
         self.size
     }
 
-    /// Fixed or dynamic.
+    /// Fixed, dynamic or differencing.
     pub fn disk_type(&self) -> DiskType {
-        self.disk_type
+        self.storage.disk_type()
     }
 
     /// The file's path.
@@ -363,6 +364,31 @@ impl Disk {
             _ => extents.push(next),
         })?;
         Ok(extents)
+    }
+
+    /// The layer that is written to at this moment.
+    #[allow(dead_code, reason = "for snapshots of a running disk")]
+    pub(crate) fn leaf(&self) -> Result<Arc<Layer>> {
+        self.blocks().map(Blocks::leaf)
+    }
+
+    /// Makes `child`, an image that holds nothing, open for writing, the leaf of this running disk; the leaf of now becomes its
+    /// parent. Every change of the disk is in the old leaf if it returned before the call, and in the new one if it began after.
+    /// Changes wait for a moment, reads do not.
+    ///
+    /// On return nobody reads or changes the old leaf but as a parent; a flush of it that was called before may be under way. What
+    /// is in the new leaf is lost until it has a durable place in the chain, so flushes called from now on, and a close, wait for
+    /// [`Switch::commit`]; where that does not come, the disk stops.
+    #[allow(dead_code, reason = "for snapshots of a running disk")]
+    pub(crate) fn switch_leaf(&self, child: Box<Layer>) -> Result<Switch<'_>> {
+        self.blocks()?.switch(child)
+    }
+
+    fn blocks(&self) -> Result<&Blocks> {
+        self.storage.as_blocks().ok_or_else(|| Error::Unsupported {
+            path: self.path().to_path_buf(),
+            what: "a fixed disk cannot get another leaf while it is open".into(),
+        })
     }
 
     fn check_range(&self, offset: u64, length: u64) -> Result<()> {

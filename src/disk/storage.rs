@@ -1,8 +1,10 @@
 //! What keeps the bytes of a disk. Ranges are checked: within the disk, and whole sectors where something is changed.
 
+use super::blocks::Blocks;
 use super::{Extent, ExtentKind, MappedExtent};
 use crate::error::Result;
 use crate::layer::Fixed;
+use crate::vhd::DiskType;
 use std::fmt;
 use std::path::Path;
 
@@ -10,6 +12,14 @@ use std::path::Path;
 pub(super) trait Storage: Send + Sync + fmt::Debug {
     /// The file's path.
     fn path(&self) -> &Path;
+
+    /// Fixed, dynamic or differencing.
+    fn disk_type(&self) -> DiskType;
+
+    /// Itself, where it is made of blocks.
+    fn as_blocks(&self) -> Option<&Blocks> {
+        None
+    }
 
     /// Whether it is open for reading alone.
     fn is_read_only(&self) -> bool;
@@ -39,6 +49,10 @@ pub(super) trait Storage: Send + Sync + fmt::Debug {
 impl Storage for Fixed {
     fn path(&self) -> &Path {
         Fixed::path(self)
+    }
+
+    fn disk_type(&self) -> DiskType {
+        DiskType::Fixed
     }
 
     fn is_read_only(&self) -> bool {

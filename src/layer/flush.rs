@@ -136,8 +136,9 @@ impl Layer {
         MAX_QUARANTINED_SLOTS.min(self.place.table_entries as usize / 2)
     }
 
-    /// Flushes, and brings freed slots back as far as nobody uses them.
-    pub(super) fn reclaim(&self) -> Result<()> {
+    /// Flushes, and brings freed slots back with their space, as far as nobody uses them: no write of the caller may be under
+    /// way.
+    pub(crate) fn reclaim(&self) -> Result<()> {
         let session = self.session()?;
         let mut core = session.core.lock();
         if core.closed {

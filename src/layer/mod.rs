@@ -109,12 +109,19 @@ impl Layer {
         self.session.is_none()
     }
 
+    /// Stops an image that is open for writing: every later change and flush fails with `cause`.
+    pub(crate) fn poison(&self, cause: &str) {
+        if let Some(session) = &self.session {
+            session.poison(cause.to_string());
+        }
+    }
+
     fn session(&self) -> Result<&Session> {
         self.session.as_ref().ok_or_else(|| Error::ReadOnly { path: self.path.clone() })
     }
 
     /// Fails after a close. Asked after a slot was pinned, so that a close waits for whoever was told that it is open.
-    fn check_open(&self) -> Result<()> {
+    pub(crate) fn check_open(&self) -> Result<()> {
         if self.map.is_closed() {
             return Err(Error::Invalid { what: format!("{}: the disk is closed", self.path.display()) });
         }
@@ -155,7 +162,8 @@ impl Layer {
         u64::from(block) * u64::from(self.place.block_bytes)
     }
 
-    fn read_file(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+    /// Reads at a byte of the file that [`Layer::locate`] named, while it is there.
+    pub(crate) fn read_file(&self, at: u64, buf: &mut [u8]) -> Result<()> {
         self.file.read_or_zero_at(buf, at).map_err(|error| self.io_error("reading", at, buf.len(), error))?;
         self.overlay.apply(at, buf);
         Ok(())
@@ -278,15 +286,15 @@ impl Layer {
         Ok(())
     }
 
-    /// The file, where its holes tell of zeros: not where a journal that was replayed in memory holds data that the file lacks.
-    pub(crate) fn file_that_tells_holes(&self) -> Option<&dyn File> {
-        self.overlay.is_empty().then_some(&*self.file)
-    }
-
     /// Where `block` is, looking at its block page if that was not done yet.
     pub(crate) fn mapping(&self, block: u32) -> Result<Mapping> {
         let (mapping, _pin) = self.map.get_pinned(block);
         self.verify(block, mapping)
+    }
+
+    /// Where `block` is, as far as that is known without looking at its block page.
+    pub(crate) fn known_mapping(&self, block: u32) -> Mapping {
+        self.map.get(block)
     }
 
     /// The bits of a partial block.

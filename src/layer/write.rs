@@ -14,14 +14,14 @@ use super::map::{Mapping, Pin};
 use super::session::Session;
 use super::units::{self, Bringing, UNIT_BYTES, UNIT_SECTORS, Units};
 use crate::defect::{self, Defect};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::journal::{DirtyExtent, write_zeros, zero_range};
 use crate::sync::Ordering;
 use crate::vfs::FileExt;
 use crate::vhd;
 use std::ops::Range;
 
-/// More freed slots than this waiting to be reused make the engine bring them back itself.
+/// With more freed slots than this waiting to be reused the engine brings them back itself.
 const MAX_WAITING_SLOTS: usize = 256;
 
 /// A write under way to one block.
@@ -127,25 +127,13 @@ impl Layer {
         }
     }
 
-    /// Runs a write; where no space is left for it, brings the freed slots back, with their space, and runs it once more.
-    fn with_space(&self, write: impl Fn() -> Result<()>) -> Result<()> {
-        let result = write();
-        if !matches!(&result, Err(error) if error.kind() == ErrorKind::NoSpace) {
-            return result;
-        }
-        // The guard of the write that failed is gone: nothing of it keeps a slot from coming back.
-        match self.reclaim() {
-            Err(error) if error.kind() != ErrorKind::NoSpace => Err(error),
-            _ => write(),
-        }
-    }
-
-    /// Writes `buf` at byte `offset` of `block`.
+    /// Writes `buf` at byte `offset` of `block`. Where it fails for lack of space it may succeed after [`Layer::reclaim`].
     pub(crate) fn write_block(&self, block: u32, offset: u64, buf: &[u8], below: &dyn Below) -> Result<()> {
-        self.with_space(|| self.prepare(block, offset..offset + buf.len() as u64)?.write(buf, below))
+        self.prepare(block, offset..offset + buf.len() as u64)?.write(buf, below)
     }
 
-    /// Makes a range within one block read as zeros; with `keep_allocated` the space stays reserved in the file.
+    /// Makes a range within one block read as zeros; with `keep_allocated` the space stays reserved in the file. Where it fails
+    /// for lack of space it may succeed after [`Layer::reclaim`].
     pub(crate) fn zero_block(
         &self,
         block: u32,
@@ -195,38 +183,28 @@ impl Layer {
     /// Zeroes a range within one block; of a differencing layer, whole units.
     fn zero_units(&self, block: u32, range: Range<u64>, keep_allocated: bool) -> Result<()> {
         let length = range.end - range.start;
-        self.with_space(|| {
-            let guard = self.prepare(block, range.clone())?;
-            let at = guard.file_offset();
-            let result = if keep_allocated {
-                write_zeros(&*self.file, at, length)
-            } else {
-                zero_range(&*self.file, at, length)
-            };
-            result.map_err(|error| self.io_error("zeroing", at, length as usize, error))?;
-            guard.commit_as(true);
-            Ok(())
-        })
+        let guard = self.prepare(block, range)?;
+        let at = guard.file_offset();
+        let result = if keep_allocated {
+            write_zeros(&*self.file, at, length)
+        } else {
+            zero_range(&*self.file, at, length)
+        };
+        result.map_err(|error| self.io_error("zeroing", at, length as usize, error))?;
+        guard.commit_as(true);
+        Ok(())
     }
 
-    /// Gives a whole block back: it reads as zeros from now on.
-    pub(crate) fn free_block(&self, block: u32) -> Result<()> {
+    /// Gives a whole block back: it reads as zeros from now on. True where so many slots wait to be reused that the caller
+    /// should bring them back ([`Layer::reclaim`]).
+    pub(crate) fn free_block(&self, block: u32) -> Result<bool> {
         let session = self.session()?;
         session.check(&self.path)?;
-        let waiting = {
-            // The pin keeps a close from finishing under us.
-            let (_, _pin) = self.map.get_pinned(block);
-            self.check_open()?;
-            let mut allocator = session.allocator.lock();
-            if !allocator.free(&self.map, block) {
-                return Ok(());
-            }
-            allocator.freed_since_flush()
-        };
-        if waiting > MAX_WAITING_SLOTS {
-            self.reclaim()?;
-        }
-        Ok(())
+        // The pin keeps a close from finishing under us.
+        let (_, _pin) = self.map.get_pinned(block);
+        self.check_open()?;
+        let mut allocator = session.allocator.lock();
+        Ok(allocator.free(&self.map, block) && allocator.freed_since_flush() > MAX_WAITING_SLOTS)
     }
 }
 

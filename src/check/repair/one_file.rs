@@ -2,7 +2,6 @@
 
 use crate::sync::Arc;
 use crate::vfs::{Access, File, FileTime, Vfs};
-use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -44,10 +43,6 @@ impl Vfs for OneFile {
 
     fn remove(&self, _path: &Path) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
-    }
-
-    fn files(&self, directory: &Path, prefix: &OsStr) -> io::Result<Vec<OsString>> {
-        self.inner.files(directory, prefix)
     }
 
     fn sync_dir(&self, directory: &Path) -> io::Result<()> {
