@@ -97,6 +97,16 @@ pub enum Error {
         /// What to do next.
         hint: &'static str,
     },
+    /// A VM state is incomplete, was changed, or belongs to another disk or to another moment of the disk.
+    #[error("{}: {what}; {hint}", path.display())]
+    StateMismatch {
+        /// The file of the state.
+        path: PathBuf,
+        /// What was found, and what should be there.
+        what: String,
+        /// What to do next.
+        hint: &'static str,
+    },
     /// The image uses something this version does not know or the operation does not apply to it.
     #[error("{}: {what}", path.display())]
     Unsupported {
@@ -112,6 +122,14 @@ pub enum Error {
         path: PathBuf,
         /// The process that holds it, where the system tells.
         holder: Option<String>,
+    },
+    /// What was named is not there.
+    #[error("{}: {what}", path.display())]
+    NotFound {
+        /// The file.
+        path: PathBuf,
+        /// What was looked for, and where.
+        what: String,
     },
     /// The file to be created exists already.
     #[error("{}: exists already; choose another name or remove it first", path.display())]
@@ -180,10 +198,14 @@ pub enum ErrorKind {
     Corrupt,
     /// The parent of a differencing image is missing or not allowed.
     ParentMissing,
+    /// A VM state that is incomplete, was changed or does not belong to the disk.
+    StateMismatch,
     /// A feature or a kind of image that is not supported.
     Unsupported,
     /// Held by another process.
     InUse,
+    /// What was named is not there.
+    NotFound,
     /// The target exists.
     Exists,
     /// Write to a read-only disk.
@@ -206,8 +228,10 @@ impl Error {
             Error::Io { .. } => ErrorKind::Io,
             Error::Format { .. } | Error::Damaged { .. } => ErrorKind::Corrupt,
             Error::ParentMissing { .. } => ErrorKind::ParentMissing,
+            Error::StateMismatch { .. } => ErrorKind::StateMismatch,
             Error::Unsupported { .. } => ErrorKind::Unsupported,
             Error::InUse { .. } => ErrorKind::InUse,
+            Error::NotFound { .. } => ErrorKind::NotFound,
             Error::Exists { .. } => ErrorKind::Exists,
             Error::ReadOnly { .. } => ErrorKind::ReadOnly,
             Error::OutOfRange { .. } | Error::Invalid { .. } => ErrorKind::InvalidInput,
@@ -227,6 +251,7 @@ impl Error {
         const ENOSPC: i32 = 28;
         const EROFS: i32 = 30;
         const EOPNOTSUPP: i32 = 95;
+        const ESTALE: i32 = 116;
         const ECANCELED: i32 = 125;
         match self.kind() {
             ErrorKind::NoSpace => ENOSPC,
@@ -235,7 +260,8 @@ impl Error {
                 _ => EIO,
             },
             ErrorKind::Corrupt | ErrorKind::Poisoned => EIO,
-            ErrorKind::ParentMissing => ENOENT,
+            ErrorKind::ParentMissing | ErrorKind::NotFound => ENOENT,
+            ErrorKind::StateMismatch => ESTALE,
             ErrorKind::Unsupported => EOPNOTSUPP,
             ErrorKind::InUse => EBUSY,
             ErrorKind::Exists => EEXIST,

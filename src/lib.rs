@@ -61,6 +61,8 @@ mod journal;
 mod layer;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod snapshot;
+pub mod state;
 mod sync;
 pub mod vfs;
 pub mod vhd;

@@ -9,7 +9,7 @@ use cowvhd::{Error, ErrorKind};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -33,6 +33,9 @@ pub(crate) struct Convert {
     /// Replaces the destination if it exists and nobody has it in use.
     #[arg(long)]
     force: bool,
+    /// Copies what the disk held at this snapshot of it (NAME is vm@NAME.vhd beside vm.vhd), also while it is in use.
+    #[arg(long, value_name = "NAME")]
+    snapshot: Option<String>,
     /// How progress is shown; "auto" draws a bar on a terminal and nothing elsewhere.
     #[arg(long, value_name = "STYLE", default_value = "auto")]
     progress: Style,
@@ -67,9 +70,13 @@ impl Convert {
         if let Some(to) = self.to {
             options = options.to(to.into());
         }
+        let source = match &self.snapshot {
+            None => self.source.clone(),
+            Some(name) => snapshot(&self.source, name)?,
+        };
         let mut reporter = Reporter::new(self.progress);
         let mut unreported = None;
-        let result = options.run(&self.source, &self.destination, &mut |progress| {
+        let result = options.run(&source, &self.destination, &mut |progress| {
             unreported = reporter.report(progress).err();
             match cancelled.load(Ordering::Relaxed) || unreported.is_some() {
                 true => ControlFlow::Break(()),
@@ -84,7 +91,7 @@ impl Convert {
         if converted.padding > 0 {
             output::say(format_args!(
                 "{}: its size is no multiple of 512: the new disk has {} more bytes, which are zero",
-                self.source.display(),
+                source.display(),
                 converted.padding
             ));
         }
@@ -98,6 +105,14 @@ impl Convert {
             false => error.into(),
         }
     }
+}
+
+/// The file of a snapshot.
+fn snapshot(disk: &Path, name: &str) -> Result<PathBuf, Failure> {
+    cowvhd::snapshot::snapshot_path(disk, name).ok_or_else(|| {
+        let what = "names of snapshots have 1 to 64 letters, digits, dots, underscores and dashes";
+        Failure::usage(format!("\"{name}\" is no name of a snapshot: {what}"))
+    })
 }
 
 /// Set by the first ^C, SIGTERM or SIGHUP. A second one ends the process at once and may leave a temporary file.

@@ -35,6 +35,11 @@ impl Failure {
         Failure { code: Code::Failed, message: message.into() }
     }
 
+    /// The command line cannot be used.
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Failure { code: Code::Usage, message: message.into() }
+    }
+
     pub(crate) fn code(&self) -> Code {
         self.code
     }

@@ -7,6 +7,7 @@ mod check;
 mod completions;
 mod convert;
 mod create;
+mod diff;
 mod failure;
 #[cfg(feature = "test-faults")]
 mod ignore_flush;
@@ -47,6 +48,7 @@ enum Verb {
     Convert(convert::Convert),
     Info(info::Info),
     Map(map::Map),
+    Diff(diff::Diff),
     Check(check::Check),
     Repair(repair::Repair),
     Serve(serve::Serve),
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
         Verb::Convert(convert) => convert.run(),
         Verb::Info(info) => info.run(),
         Verb::Map(map) => map.run(),
+        Verb::Diff(diff) => diff.run(),
         Verb::Check(check) => return check.run(),
         Verb::Repair(repair) => return repair.run(),
         Verb::Serve(serve) => serve.run(),

@@ -5,8 +5,8 @@ use crate::{Arguments, output};
 use clap::CommandFactory;
 
 /// The verbs in the order of the help.
-pub(crate) const VERBS: [&str; 9] =
-    ["create", "convert", "info", "map", "check", "repair", "serve", "completions", "man"];
+pub(crate) const VERBS: [&str; 10] =
+    ["create", "convert", "info", "map", "diff", "check", "repair", "serve", "completions", "man"];
 
 /// Prints a manual page.
 ///

@@ -10,6 +10,7 @@ use cowvhd::sim::{Bounds, SimVfs};
 use cowvhd::vfs::{Access, File, FileTime, Vfs};
 use cowvhd::vhd::{DynamicHeader, HeaderCookie, ParentLocator, PlatformCode, locator};
 use cowvhd::{CreateOptions, OpenOptions};
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Component, Path};
 use std::sync::{Arc, OnceLock};
@@ -50,6 +51,9 @@ impl Vfs for Watched {
     }
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.0.remove(path)
+    }
+    fn files(&self, directory: &Path, prefix: &OsStr) -> io::Result<Vec<OsString>> {
+        self.0.files(directory, prefix)
     }
     fn sync_dir(&self, directory: &Path) -> io::Result<()> {
         self.0.sync_dir(directory)

@@ -21,11 +21,10 @@ mod parents;
 mod source;
 
 pub(crate) use locate::ParentPolicy;
-pub(crate) use open::{open_parents, parent_shape};
-#[allow(unused_imports, reason = "for snapshots of a running disk")]
+pub(crate) use open::{open_images, open_parents, parent_shape};
 pub(crate) use parent::ParentImage;
 pub(crate) use parents::Parents;
-pub(crate) use source::Source;
+pub(crate) use source::{Found, Source};
 
 /// More layers than this are refused, when a child is made as well as when a chain is opened.
 pub(crate) const MAX_DEPTH: usize = 4096;

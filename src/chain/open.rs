@@ -27,7 +27,7 @@ pub(crate) fn open_parents(
 }
 
 /// The same as images, from the top down.
-fn open_images(
+pub(crate) fn open_images(
     vfs: &dyn Vfs,
     path: &Path,
     file: &dyn File,

@@ -96,18 +96,18 @@ impl ParentImage {
         Error::Damaged { path: self.path.clone(), what, hint }
     }
 
-    /// The entry of a block in the BAT, checked against the file.
-    fn entry(&self, blocks: &Blocks, block: u64) -> Result<Option<u32>> {
-        let place = &blocks.place;
-        if block >= u64::from(place.table_entries) {
-            return Ok(None);
-        }
-        let mut bytes = [0; 4];
-        self.read("the block table", place.table_offset + block * 4, &mut bytes)?;
-        let entry = u32::from_be_bytes(bytes);
-        if entry == vhd::UNALLOCATED {
-            return Ok(None);
-        }
+    /// The entries of some blocks in the BAT, read at once; blocks that it does not have are absent.
+    fn entries(&self, blocks: &Blocks, range: Range<u64>) -> Result<Vec<u32>> {
+        let end = range.end.min(blocks.place.table_entries.into());
+        let mut bytes = vec![0; end.saturating_sub(range.start) as usize * 4];
+        self.read("the block table", blocks.place.table_offset + range.start * 4, &mut bytes)?;
+        let mut entries: Vec<u32> = vhd::bat::entries(&bytes).collect();
+        entries.resize((range.end - range.start) as usize, vhd::UNALLOCATED);
+        Ok(entries)
+    }
+
+    /// Checks an entry of the BAT against the file.
+    fn check_entry(&self, place: &Placement, block: u64, entry: u32) -> Result<()> {
         let (start, end) = (place.bitmap_offset(entry), place.block_end(entry));
         let in_table = start < place.table_end() && place.table_offset < end;
         if start < Footer::SIZE as u64 + DynamicHeader::SIZE as u64 || in_table || end > self.file_bytes {
@@ -117,12 +117,13 @@ impl ParentImage {
                 self.file_bytes
             )));
         }
-        Ok(Some(entry))
+        Ok(())
     }
 
     fn resolve_block(
         &self,
         blocks: &Blocks,
+        entry: u32,
         range: Range<u64>,
         absent: Found,
         visit: &mut dyn FnMut(Range<u64>, Found),
@@ -130,10 +131,11 @@ impl ParentImage {
         let block_bytes = u64::from(blocks.place.block_bytes);
         let block = range.start / block_bytes;
         let start = block * block_bytes;
-        let Some(entry) = self.entry(blocks, block)? else {
+        if entry == vhd::UNALLOCATED {
             visit(range, absent);
             return Ok(());
-        };
+        }
+        self.check_entry(&blocks.place, block, entry)?;
         let mut bits = vec![0; blocks.place.bitmap_bytes() as usize];
         self.read("a sector bitmap", blocks.place.bitmap_offset(entry), &mut bits)?;
         let sectors =
@@ -162,10 +164,11 @@ impl Source for ParentImage {
                         _ => Found::Zero,
                     };
                     let block_bytes = u64::from(blocks.place.block_bytes);
+                    let touched = inside.start / block_bytes..inside.end.div_ceil(block_bytes);
                     let mut at = inside.start;
-                    while at < inside.end {
-                        let end = inside.end.min((at / block_bytes + 1) * block_bytes);
-                        self.resolve_block(blocks, at..end, absent, visit)?;
+                    for (block, entry) in touched.clone().zip(self.entries(blocks, touched)?) {
+                        let end = inside.end.min((block + 1) * block_bytes);
+                        self.resolve_block(blocks, entry, at..end, absent, visit)?;
                         at = end;
                     }
                 }

@@ -106,10 +106,10 @@ impl CreateOptions {
 /// How a disk is opened.
 #[derive(Debug, Clone)]
 pub struct OpenOptions {
-    vfs: Arc<dyn Vfs>,
+    pub(crate) vfs: Arc<dyn Vfs>,
     access: Access,
     direct: bool,
-    policy: ParentPolicy,
+    pub(crate) policy: ParentPolicy,
 }
 
 impl Default for OpenOptions {

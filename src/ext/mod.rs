@@ -1,8 +1,10 @@
-//! Our private area, as bytes: superblock, journal entries and their records, block headers, and where each lies.
+//! Our private area, as bytes: superblock, journal entries and their records, block headers, where each
+//! lies; and the manifest of a VM state, a file of its own.
 //! Pure: bytes in, typed structures out, and back. FORMAT.md describes every field; all integers are big-endian.
 
 mod block_header;
 mod entry;
+mod manifest;
 mod place;
 mod superblock;
 
@@ -11,6 +13,7 @@ pub use entry::{
     ENTRY_HEADER_BYTES, EntryHeader, EntryKind, Record, SessionId, Tail, parse_entry_header, parse_records,
     session_crc, write_entry, write_filler,
 };
+pub use manifest::{Digest, Manifest, ManifestBlob, ManifestDisk, is_name};
 pub use place::{
     BAT_ROOM_BYTES, HEADER_BACKUP_OFFSET, LOCATORS_OFFSET, PAGE_BYTES, Placement, RING_OFFSET,
     SUPERBLOCK_OFFSETS,

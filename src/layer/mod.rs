@@ -286,6 +286,11 @@ impl Layer {
         Ok(())
     }
 
+    /// The file, where its holes tell of zeros: not where a journal that was replayed in memory holds data that the file lacks.
+    pub(crate) fn file_that_tells_holes(&self) -> Option<&dyn File> {
+        self.overlay.is_empty().then_some(&*self.file)
+    }
+
     /// Where `block` is, looking at its block page if that was not done yet.
     pub(crate) fn mapping(&self, block: u32) -> Result<Mapping> {
         let (mapping, _pin) = self.map.get_pinned(block);

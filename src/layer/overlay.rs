@@ -41,6 +41,11 @@ impl Overlay {
         }
     }
 
+    /// Whether there is nothing to lay over the file.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.sectors.is_empty()
+    }
+
     /// All sectors, by file offset.
     pub(crate) fn sectors(&self) -> impl Iterator<Item = (u64, &[u8; SECTOR_BYTES])> + '_ {
         self.sectors.iter().map(|(&index, content)| (index * SECTOR, &**content))
@@ -48,7 +53,7 @@ impl Overlay {
 
     /// Lays the overlay over `buf`, which was read from file offset `offset`.
     pub(crate) fn apply(&self, offset: u64, buf: &mut [u8]) {
-        if self.sectors.is_empty() {
+        if self.is_empty() {
             return;
         }
         let end = offset + buf.len() as u64;

@@ -13,8 +13,10 @@ use super::pages::{Change, Pages};
 use super::rng::Rng;
 use crate::vfs::{Access, File, FileTime, Vfs};
 use parking_lot::{Mutex, MutexGuard};
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -320,6 +322,14 @@ impl Vfs for SimVfs {
         state.id(path)?;
         state.names.change(&[(path, None)]);
         Ok(())
+    }
+
+    fn files(&self, directory: &Path, prefix: &OsStr) -> io::Result<Vec<OsString>> {
+        let state = self.state.lock();
+        let inside = state.names.paths().filter(|path| path.parent() == Some(directory));
+        let names = inside.filter_map(|path| path.file_name());
+        let wanted = names.filter(|name| name.as_bytes().starts_with(prefix.as_bytes()));
+        Ok(wanted.map(OsStr::to_os_string).collect())
     }
 
     fn sync_dir(&self, directory: &Path) -> io::Result<()> {

@@ -14,9 +14,10 @@ use super::{Access, File, FileTime, LockMode, Vfs, lock};
 use crate::sync::{Arc, Mutex, RwLock};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::ReadWriteFlags;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, IoSlice};
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 /// What every file system's `O_DIRECT` is content with: for offsets, lengths and places in memory.
@@ -87,6 +88,10 @@ impl Vfs for DirectVfs {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         HostVfs.remove(path)
+    }
+
+    fn files(&self, directory: &Path, prefix: &OsStr) -> io::Result<Vec<OsString>> {
+        HostVfs.files(directory, prefix)
     }
 
     fn sync_dir(&self, directory: &Path) -> io::Result<()> {
@@ -298,6 +303,10 @@ impl File for DirectFile {
 
     fn unlock(&self) -> io::Result<()> {
         lock::unlock(&self.direct).and(self.cached.unlock())
+    }
+
+    fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.cached.as_fd()
     }
 
     fn holder(&self) -> Option<String> {

@@ -6,10 +6,12 @@ use rustix::fs::{
     Timestamps, UTIME_OMIT,
 };
 use rustix::io::ReadWriteFlags;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, IoSlice};
 use std::num::NonZeroU64;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -65,8 +67,20 @@ impl Vfs for HostVfs {
         Ok(rustix::fs::unlink(path)?)
     }
 
+    fn files(&self, directory: &Path, prefix: &OsStr) -> io::Result<Vec<OsString>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(or_current(directory))? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name.as_bytes().starts_with(prefix.as_bytes()) && entry.file_type()?.is_file() {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
     fn sync_dir(&self, directory: &Path) -> io::Result<()> {
-        let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+        let directory = or_current(directory);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(directory, flags, Mode::empty())?;
         Ok(rustix::fs::fsync(fd)?)
@@ -89,6 +103,11 @@ impl Vfs for HostVfs {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
         FileTime { seconds: now.tv_sec, nanoseconds: u32::try_from(now.tv_nsec).unwrap_or(0) }
     }
+}
+
+/// The folder of a path of one component is an empty path.
+fn or_current(directory: &Path) -> &Path {
+    if directory.as_os_str().is_empty() { Path::new(".") } else { directory }
 }
 
 /// Takes a descriptor that must be a regular file.
@@ -233,6 +252,10 @@ impl File for HostFile {
         lock::unlock(&self.fd)
     }
 
+    fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd.as_fd())
+    }
+
     fn holder(&self) -> Option<String> {
         holder::find(&self.fd)
     }
@@ -241,6 +264,20 @@ impl File for HostFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_regular_files_with_the_prefix_are_listed() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["vm+a", "vm+b", "other"] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        std::fs::create_dir(dir.path().join("vm+folder")).unwrap();
+        std::os::unix::fs::symlink("other", dir.path().join("vm+link")).unwrap();
+        let mut names = HostVfs.files(dir.path(), OsStr::new("vm+")).unwrap();
+        names.sort();
+        assert_eq!(names, ["vm+a", "vm+b"]);
+        assert!(HostVfs.files(&dir.path().join("none"), OsStr::new("")).is_err());
+    }
 
     #[test]
     fn exchange_swaps_two_names_and_needs_both() {

@@ -9,9 +9,11 @@ mod holder;
 mod host;
 mod lock;
 
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -60,6 +62,9 @@ pub trait Vfs: Send + Sync + fmt::Debug {
 
     /// Takes a name away from a file. Durable after [`Vfs::sync_dir`].
     fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// The names of the regular files in a directory that start with `prefix`, in any order. Links are none.
+    fn files(&self, directory: &Path, prefix: &OsStr) -> io::Result<Vec<OsString>>;
 
     /// Makes the names in a directory durable.
     fn sync_dir(&self, directory: &Path) -> io::Result<()>;
@@ -135,6 +140,11 @@ pub trait File: Send + Sync + fmt::Debug {
 
     /// Gives the image lock back before the handle is dropped.
     fn unlock(&self) -> io::Result<()>;
+
+    /// The descriptor, where the file has one, for those who map it or hand it to another program.
+    fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 
     /// The process that holds the image lock through another handle, such as `cowvhd (pid 123)`, as far as the system tells.
     fn holder(&self) -> Option<String> {

@@ -1,6 +1,7 @@
 //! The disks that are compared: QEMU's formats behind its storage daemon, and ours behind its server. Each is driven over
 //! NBD, and what it writes to its image file is recorded.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::ops::Range;
@@ -265,6 +266,9 @@ impl Vfs for Recorder {
     }
     fn remove(&self, path: &Path) -> io::Result<()> {
         HostVfs.remove(path)
+    }
+    fn files(&self, directory: &Path, prefix: &OsStr) -> io::Result<Vec<OsString>> {
+        HostVfs.files(directory, prefix)
     }
     fn sync_dir(&self, directory: &Path) -> io::Result<()> {
         HostVfs.sync_dir(directory)

@@ -51,6 +51,11 @@ impl Bench {
         Ended::of(self.command(env!("CARGO_BIN_EXE_cowvhd")).args(arguments))
     }
 
+    /// Runs another program to its end.
+    pub fn run(&self, program: &str, arguments: &[&str]) -> Ended {
+        Ended::of(self.command(program).args(arguments))
+    }
+
     /// `info --json` of a file.
     pub fn info(&self, file: &str) -> serde_json::Value {
         let ended = self.cowvhd(&["info", "--json", file]);

@@ -2,6 +2,7 @@
 
 use crate::sync::Arc;
 use crate::vfs::{Access, File, FileTime, Vfs};
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -43,6 +44,10 @@ impl Vfs for OneFile {
 
     fn remove(&self, _path: &Path) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn files(&self, directory: &Path, prefix: &OsStr) -> io::Result<Vec<OsString>> {
+        self.inner.files(directory, prefix)
     }
 
     fn sync_dir(&self, directory: &Path) -> io::Result<()> {

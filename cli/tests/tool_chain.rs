@@ -1,0 +1,109 @@
+//! The tool on chains of layers.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers are test code too")]
+
+mod tool_support;
+
+use tool_support::Bench;
+
+/// `vm@a.vhd` under `vm@b.vhd` under `vm.vhd`, with a pattern written to each.
+fn chain() -> Bench {
+    let bench = Bench::new();
+    bench.cowvhd(&["create", "vm@a.vhd", "64M"]).must_be(0);
+    write(&bench, "vm@a.vhd", "write -P 1 0 4M");
+    bench.cowvhd(&["create", "vm@b.vhd", "--parent", "vm@a.vhd"]).must_be(0);
+    write(&bench, "vm@b.vhd", "write -P 2 1M 64k");
+    bench.cowvhd(&["create", "vm.vhd", "--parent", "vm@b.vhd"]).must_be(0);
+    write(&bench, "vm.vhd", "write -P 3 20M 4k");
+    write(&bench, "vm.vhd", "write -zu 0 64k");
+    bench
+}
+
+fn write(bench: &Bench, file: &str, command: &str) {
+    let serving = bench.serve(&[file]);
+    let said = bench.qemu_io(serving.uri(), &[command]);
+    assert!(!said.contains("rror"), "{said}");
+    serving.terminate();
+}
+
+fn json(bench: &Bench, arguments: &[&str]) -> serde_json::Value {
+    serde_json::from_str(bench.cowvhd(arguments).must_be(0)).unwrap()
+}
+
+#[test]
+fn diff_lists_what_changed() {
+    let bench = chain();
+    let found = json(&bench, &["diff", "vm.vhd", "--from", "a", "--json"]);
+    let expected = serde_json::json!({
+        "schema": 1, "filename": "vm.vhd", "from": "a", "to": null,
+        "virtual-size-before": 64 << 20, "virtual-size": 64 << 20, "changed-bytes": 132 << 10,
+        "extents": [
+            { "start": 0, "length": 64 << 10, "zero": true, "data": false },
+            { "start": 1 << 20, "length": 64 << 10, "zero": false, "data": true },
+            { "start": 20 << 20, "length": 4 << 10, "zero": false, "data": true },
+        ],
+    });
+    assert_eq!(found, expected);
+    let text = bench.cowvhd(&["diff", "vm.vhd", "--from", "a", "--to", "vm@b.vhd"]);
+    assert_eq!(
+        text.must_be(0),
+        "Offset          Length          Holds\n\
+         0x100000        0x10000         data\n\
+         1 changes: 64 KiB of data, 0 B of zeros\n"
+    );
+    bench.cowvhd(&["diff", "vm.vhd", "--from", "c"]).must_say(1, &["vm@c.vhd", "no point"]);
+    bench.cowvhd(&["diff", "vm.vhd", "--from", "b", "--to", "a"]).must_say(16, &["older"]);
+
+    // Between snapshots the disk may be in use.
+    let serving = bench.serve(&["vm.vhd"]);
+    let busy = json(&bench, &["diff", "vm.vhd", "--from", "a", "--to", "b", "--json"]);
+    assert_eq!(busy["changed-bytes"], 64 << 10);
+    bench.cowvhd(&["diff", "vm.vhd", "--from", "a"]).must_say(1, &["in use by"]);
+    serving.terminate();
+}
+
+/// What the disk of [`chain`] holds at a point.
+fn content(point: &str) -> Vec<u8> {
+    let mut content = vec![0; 64 << 20];
+    content[..4 << 20].fill(1);
+    if point != "a" {
+        content[1 << 20..(1 << 20) + (64 << 10)].fill(2);
+    }
+    if point == "vm" {
+        content[20 << 20..(20 << 20) + (4 << 10)].fill(3);
+        content[..64 << 10].fill(0);
+    }
+    content
+}
+
+#[test]
+fn any_point_becomes_an_image_of_its_own() {
+    let bench = chain();
+    // In use: its snapshots can be read all the same.
+    let serving = bench.serve(&["vm.vhd"]);
+    for point in ["a", "b"] {
+        for (out, format) in [("raw", "raw"), ("fixed.vhd", "fixed"), ("dynamic.vhd", "dynamic")] {
+            bench
+                .cowvhd(&["convert", "vm.vhd", out, "--snapshot", point, "--to", format, "--force"])
+                .must_be(0);
+            let from = if format == "raw" { "raw" } else { "vpc" };
+            bench.run("qemu-img", &["convert", "-f", from, "-O", "raw", out, "read"]).must_be(0);
+            let read = std::fs::read(bench.path("read")).unwrap();
+            assert!(read == content(point), "{point} as {format}");
+            if format != "raw" {
+                let kind = if format == "fixed" { "fixed" } else { "dynamic" };
+                assert_eq!(bench.info(out)["vhd-type"], kind);
+            }
+        }
+    }
+    bench.cowvhd(&["convert", "vm.vhd", "x.raw"]).must_say(1, &["in use by"]);
+    serving.terminate();
+    bench.cowvhd(&["convert", "vm.vhd", "now.raw"]).must_be(0);
+    assert!(std::fs::read(bench.path("now.raw")).unwrap() == content("vm"));
+    bench.cowvhd(&["convert", "vm@b.vhd", "b.raw"]).must_be(0);
+    assert!(std::fs::read(bench.path("b.raw")).unwrap() == content("b"));
+    bench.cowvhd(&["convert", "vm.vhd", "x.raw", "--snapshot", "c"]).must_say(1, &["vm@c.vhd"]);
+    bench
+        .cowvhd(&["convert", "vm.vhd", "x.raw", "--snapshot", "a/b"])
+        .must_say(16, &["no name of a snapshot"]);
+}

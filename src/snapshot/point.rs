@@ -1,0 +1,115 @@
+//! Naming a point of a chain: by the name of a snapshot, or by the path of a layer.
+
+use crate::chain::{self, ParentImage};
+use crate::disk::OpenOptions;
+use crate::error::{Error, Result};
+use crate::layer::{self, Headers};
+use crate::vfs::{Access, File, Vfs};
+use crate::vhd::{DiskType, Footer, UniqueId};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// A snapshot's name may have so many bytes.
+const MAX_NAME_BYTES: usize = 64;
+
+/// Where the snapshot `name` of the disk at `disk` lies: `vm@NAME.vhd` beside `vm.vhd`. `None` for what is no name: names have
+/// 1 to 64 bytes of `A-Z`, `a-z`, `0-9`, `.`, `_` and `-`.
+pub fn snapshot_path(disk: &Path, name: &str) -> Option<PathBuf> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.bytes().all(allowed) {
+        return None;
+    }
+    let mut file_name = disk.file_stem()?.to_os_string();
+    file_name.push("@");
+    file_name.push(name);
+    if let Some(extension) = disk.extension() {
+        file_name.push(".");
+        file_name.push(extension);
+    }
+    Some(disk.with_file_name(file_name))
+}
+
+/// The layers of a disk, as far as their headers and the parents' files go. The top one is only looked at, without a lock: it
+/// may be in use.
+#[derive(Debug)]
+pub(super) struct Lineage {
+    /// The top layer's footer.
+    pub(super) footer: Footer,
+    /// The layers beneath, from the top down.
+    pub(super) parents: Vec<ParentImage>,
+}
+
+impl Lineage {
+    /// Looks at the image at `path` and opens its parents.
+    pub(super) fn open(options: &OpenOptions, path: &Path) -> Result<Self> {
+        let vfs = &*options.vfs;
+        let file =
+            vfs.open(path, Access::ReadOnly).map_err(|error| Error::io(path, "opening the image", error))?;
+        if let Some(footer) = layer::fixed_footer(&*file, path)? {
+            return Ok(Lineage { footer, parents: Vec::new() });
+        }
+        let decision = Headers::read(&*file, path)?.decide(path)?;
+        let parents = match decision.footer.disk_type {
+            DiskType::Differencing => {
+                let pair = (&decision.footer, &decision.header);
+                chain::open_images(vfs, path, &*file, pair, &options.policy)?
+            }
+            _ => Vec::new(),
+        };
+        Ok(Lineage { footer: decision.footer, parents })
+    }
+
+    /// The unique ids of the layers, from the top down.
+    fn ids(&self) -> impl Iterator<Item = UniqueId> + '_ {
+        std::iter::once(self.footer.unique_id).chain(self.parents.iter().map(ParentImage::unique_id))
+    }
+
+    /// How far below the top the layer is that `point` names: a snapshot of the disk at `disk`, or a path.
+    pub(super) fn find(&self, vfs: &dyn Vfs, disk: &Path, point: &Path) -> Result<usize> {
+        let snapshot = point.to_str().and_then(|name| snapshot_path(disk, name));
+        let mut why = None;
+        for path in snapshot.iter().map(PathBuf::as_path).chain([point]) {
+            let file = match vfs.open(path, Access::ReadOnly) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(Error::io(path, "opening a layer", error)),
+            };
+            let id = unique_id(&*file, path)?;
+            match self.ids().position(|layer| layer == id) {
+                Some(depth) => return Ok(depth),
+                None => why = Some(format!("{} is no layer of this disk", path.display())),
+            }
+        }
+        let why = why.unwrap_or_else(|| match &snapshot {
+            Some(snapshot) => format!("neither {} nor {} exists", snapshot.display(), point.display()),
+            None => format!("{} does not exist", point.display()),
+        });
+        let point = String::from_utf8_lossy(point.as_os_str().as_bytes()).into_owned();
+        let what = format!("its chain has no point \"{point}\": {why}");
+        Err(Error::NotFound { path: disk.to_path_buf(), what })
+    }
+}
+
+fn unique_id(file: &dyn File, path: &Path) -> Result<UniqueId> {
+    match layer::fixed_footer(file, path)? {
+        Some(footer) => Ok(footer.unique_id),
+        None => Ok(Headers::read(file, path)?.decide(path)?.footer.unique_id),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_snapshots() {
+        let path = |disk: &str, name: &str| snapshot_path(Path::new(disk), name);
+        assert_eq!(path("/a/vm.vhd", "mon-1.2"), Some("/a/vm@mon-1.2.vhd".into()));
+        assert_eq!(path("vm", "x"), Some("vm@x".into()));
+        assert_eq!(path("vm.vhd", &"n".repeat(64)), Some(format!("vm@{}.vhd", "n".repeat(64)).into()));
+        for name in ["", "a/b", "a b", "ä", "a@b", &"n".repeat(65)] {
+            assert_eq!(path("vm.vhd", name), None, "{name}");
+        }
+    }
+}
