@@ -4,9 +4,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use cowvhd::sim::{Rng, SimVfs};
-use cowvhd::snapshot::{Change, ChangeKind, diff, snapshot_path};
+use cowvhd::snapshot::{Change, ChangeKind, diff, export_delta, snapshot_path};
+use cowvhd::vfs::Vfs;
 use cowvhd::{CreateOptions, ErrorKind, OpenOptions, ZeroMode};
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -85,6 +87,21 @@ impl Chain {
     }
 }
 
+impl Chain {
+    /// Exports the changes between two points: the new disk shows the newer one.
+    fn check_export(&self, from: &Path, to: Option<&Path>, expected: &[u8]) {
+        let (disk, out) = (self.layers.last().unwrap(), Path::new("/delta.vhd"));
+        let go_on = &mut |_| ControlFlow::Continue(());
+        export_delta(&options(&self.vfs), disk, from, to, out, go_on).unwrap();
+        let delta = options(&self.vfs).read_only(true).open(out).unwrap();
+        let mut content = vec![0xee; SIZE as usize];
+        delta.read_at(&mut content, 0).unwrap();
+        assert!(content == expected);
+        drop(delta);
+        self.vfs.remove(out).unwrap();
+    }
+}
+
 fn check(changes: &[Change], before: &[u8], after: &[u8], touched: &BTreeSet<u64>) {
     let mut changed = vec![false; after.len()];
     let mut end = 0;
@@ -121,6 +138,9 @@ fn any_two_points_differ_where_the_diff_says() {
                 let touched = chain.touched[from + 1..=to].iter().flatten().copied().collect();
                 check(&found.changes, &chain.contents[from], &chain.contents[to], &touched);
                 assert_eq!((found.size_before, found.size), (SIZE, SIZE));
+                if from < to {
+                    chain.check_export(from_point, to_point, &chain.contents[to]);
+                }
             }
         }
         let after: Vec<_> = chain.layers.iter().map(|path| chain.vfs.content_hash(path)).collect();
@@ -166,4 +186,25 @@ fn a_small_change_of_a_big_disk_is_found_by_a_few_reads() {
     let change = |offset| Change { offset, length: 8192, kind: ChangeKind::Data };
     assert_eq!(found.changes, places.map(change));
     assert!(reads < 60, "{reads} reads");
+}
+
+/// An export that is cancelled, or has nothing to export, leaves nothing behind.
+#[test]
+fn a_cancelled_export_leaves_nothing() {
+    let chain = Chain::random(5);
+    let disk = chain.layers.last().unwrap();
+    let names = chain.vfs.paths();
+    let export = |from: &str, after: u32| {
+        let mut calls = 0;
+        export_delta(&options(&chain.vfs), disk, Path::new(from), None, Path::new("/out.vhd"), &mut |_| {
+            calls += 1;
+            if calls > after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+    };
+    for after in 0..3 {
+        assert_eq!(export("0", after).unwrap_err().kind(), ErrorKind::Cancelled);
+        assert_eq!(chain.vfs.paths(), names);
+    }
+    assert_eq!(export("/vm.vhd", u32::MAX).unwrap_err().kind(), ErrorKind::InvalidInput);
+    assert_eq!(chain.vfs.paths(), names);
 }

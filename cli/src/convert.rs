@@ -1,17 +1,13 @@
 //! `cowvhd convert`: copies a disk into a new image of another kind.
 
-use crate::failure::{Code, Failure};
+use crate::failure::Failure;
+use crate::long_work::long_work;
 use crate::output;
 use crate::parents::Parents;
-use crate::progress::{Reporter, Style};
+use crate::progress::Style;
 use cowvhd::convert::{ConvertOptions, Format};
 use cowvhd::{Error, ErrorKind};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::flag;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Copies a disk into a new image of another kind.
 ///
@@ -62,7 +58,6 @@ impl From<FormatName> for Format {
 
 impl Convert {
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        let cancelled = cancelled_by_signals()?;
         let mut options = ConvertOptions::new().replace(self.force).open_source_with(self.parents.options());
         if let Some(from) = self.from {
             options = options.from(from.into());
@@ -74,19 +69,7 @@ impl Convert {
             None => self.source.clone(),
             Some(name) => snapshot(&self.source, name)?,
         };
-        let mut reporter = Reporter::new(self.progress);
-        let mut unreported = None;
-        let result = options.run(&source, &self.destination, &mut |progress| {
-            unreported = reporter.report(progress).err();
-            match cancelled.load(Ordering::Relaxed) || unreported.is_some() {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
-            }
-        });
-        reporter.end();
-        if let Some(failure) = unreported {
-            return Err(failure);
-        }
+        let result = long_work(self.progress, |progress| options.run(&source, &self.destination, progress))?;
         let converted = result.map_err(|error| self.failure(error))?;
         if converted.padding > 0 {
             output::say(format_args!(
@@ -113,15 +96,4 @@ fn snapshot(disk: &Path, name: &str) -> Result<PathBuf, Failure> {
         let what = "names of snapshots have 1 to 64 letters, digits, dots, underscores and dashes";
         Failure::usage(format!("\"{name}\" is no name of a snapshot: {what}"))
     })
-}
-
-/// Set by the first ^C, SIGTERM or SIGHUP. A second one ends the process at once and may leave a temporary file.
-fn cancelled_by_signals() -> Result<Arc<AtomicBool>, Failure> {
-    let cancelled = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        flag::register_conditional_shutdown(signal, Code::Cancelled as i32, Arc::clone(&cancelled))
-            .and_then(|_| flag::register(signal, Arc::clone(&cancelled)))
-            .map_err(|error| Failure::new(format!("cannot handle signals: {error}")))?;
-    }
-    Ok(cancelled)
 }

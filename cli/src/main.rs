@@ -8,11 +8,13 @@ mod completions;
 mod convert;
 mod create;
 mod diff;
+mod export_delta;
 mod failure;
 #[cfg(feature = "test-faults")]
 mod ignore_flush;
 mod info;
 mod io_log;
+mod long_work;
 mod man;
 mod map;
 mod output;
@@ -49,6 +51,7 @@ enum Verb {
     Info(info::Info),
     Map(map::Map),
     Diff(diff::Diff),
+    ExportDelta(export_delta::ExportDelta),
     Check(check::Check),
     Repair(repair::Repair),
     Serve(serve::Serve),
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         Verb::Info(info) => info.run(),
         Verb::Map(map) => map.run(),
         Verb::Diff(diff) => diff.run(),
+        Verb::ExportDelta(export) => export.run(),
         Verb::Check(check) => return check.run(),
         Verb::Repair(repair) => return repair.run(),
         Verb::Serve(serve) => serve.run(),

@@ -5,8 +5,19 @@ use crate::{Arguments, output};
 use clap::CommandFactory;
 
 /// The verbs in the order of the help.
-pub(crate) const VERBS: [&str; 10] =
-    ["create", "convert", "info", "map", "diff", "check", "repair", "serve", "completions", "man"];
+pub(crate) const VERBS: [&str; 11] = [
+    "create",
+    "convert",
+    "info",
+    "map",
+    "diff",
+    "export-delta",
+    "check",
+    "repair",
+    "serve",
+    "completions",
+    "man",
+];
 
 /// Prints a manual page.
 ///

@@ -6,6 +6,7 @@
 
 mod support;
 
+use cowvhd::snapshot::export_delta;
 use cowvhd::{CreateOptions, ExtentKind, OpenOptions, ZeroMode};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -92,7 +93,27 @@ fn chain(root: PathBuf, mut content: Vec<u8>, depth: usize, random: &mut Random)
         }
         must_equal("7zz", &seven_zip(leaf), &content);
         must_equal("libvhdi", &libvhdi(&images), &content);
+        delta(&images, &content);
     }
+}
+
+/// The changes from the root to the leaf as one differencing disk: read beside the root, and beside a copy of it elsewhere.
+fn delta(images: &[PathBuf], content: &[u8]) {
+    let (root, leaf) = (&images[0], images.last().unwrap());
+    let out = root.with_file_name("delta.vhd");
+    let go_on = &mut |_| std::ops::ControlFlow::Continue(());
+    export_delta(&OpenOptions::new(), leaf, root, None, &out, go_on).unwrap();
+    must_equal("7zz, delta", &seven_zip(&out), content);
+    must_equal("libvhdi, delta", &libvhdi(&[root.clone(), out.clone()]), content);
+    let elsewhere = tempfile::tempdir().unwrap();
+    let (copy, moved) = (elsewhere.path().join("copy of root.vhd"), elsewhere.path().join("moved.vhd"));
+    fs::copy(root, &copy).unwrap();
+    fs::rename(&out, &moved).unwrap();
+    let disk = OpenOptions::new().parent(&copy).open(&moved).unwrap();
+    let mut found = vec![0xee; SIZE];
+    disk.read_at(&mut found, 0).unwrap();
+    must_equal("cowvhd, delta elsewhere", &found, content);
+    disk.close().unwrap();
 }
 
 #[test]

@@ -107,3 +107,23 @@ fn any_point_becomes_an_image_of_its_own() {
         .cowvhd(&["convert", "vm.vhd", "x.raw", "--snapshot", "a/b"])
         .must_say(16, &["no name of a snapshot"]);
 }
+
+#[test]
+fn a_delta_shows_the_newer_point_over_the_older_one() {
+    let bench = chain();
+    let serving = bench.serve(&["vm.vhd"]);
+    bench.cowvhd(&["export-delta", "vm.vhd", "delta.vhd", "--from", "a", "--to", "b"]).must_be(0);
+    bench.cowvhd(&["export-delta", "vm.vhd", "x.vhd", "--from", "a"]).must_say(1, &["in use by"]);
+    serving.terminate();
+    assert_eq!(bench.info("delta.vhd")["vhd-type"], "differencing");
+    let size = bench.info("delta.vhd")["actual-size"].as_u64().unwrap();
+    assert!(size < 4 << 20, "{size} bytes for 64 KiB of changes");
+    bench.cowvhd(&["convert", "delta.vhd", "delta.raw"]).must_be(0);
+    assert!(std::fs::read(bench.path("delta.raw")).unwrap() == content("b"));
+    let progress = bench.cowvhd(&["export-delta", "vm.vhd", "now.vhd", "--from", "a", "--progress", "json"]);
+    let last: serde_json::Value = serde_json::from_str(progress.must_be(0).lines().last().unwrap()).unwrap();
+    assert_eq!((&last["phase"], &last["done"]), (&"sync".into(), &(132u64 << 10).into()));
+    bench.cowvhd(&["convert", "now.vhd", "now.raw"]).must_be(0);
+    assert!(std::fs::read(bench.path("now.raw")).unwrap() == content("vm"));
+    bench.cowvhd(&["export-delta", "vm.vhd", "now.vhd", "--from", "a"]).must_say(1, &["exists already"]);
+}

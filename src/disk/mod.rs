@@ -164,6 +164,13 @@ impl OpenOptions {
         self
     }
 
+    /// The same for one of the disk's parents: what the caller says of the disk's own parent does not hold for that one's.
+    pub(crate) fn for_a_parent(&self) -> Self {
+        let mut options = self.clone();
+        options.policy.explicit = None;
+        options
+    }
+
     /// Opens the image at `path`. One opened for writing after a crash is recovered first.
     ///
     /// Fails with [`ErrorKind::InUse`](crate::ErrorKind::InUse) while another process has it open for writing (or, to open

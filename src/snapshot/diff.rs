@@ -62,18 +62,20 @@ pub struct Diff {
 /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) where `to` is older than `from`.
 pub fn diff(options: &OpenOptions, disk: &Path, from: &Path, to: Option<&Path>) -> Result<Diff> {
     let lineage = Lineage::open(options, disk)?;
-    let from_depth = lineage.find(&*options.vfs, disk, from)?;
-    let to_depth = match to {
-        Some(point) => lineage.find(&*options.vfs, disk, point)?,
-        None => 0,
-    };
-    if to_depth > from_depth {
-        let to = to.unwrap_or(disk);
-        let what = format!("{} is older than {}: name the older one first", to.display(), from.display());
-        return Err(Error::Invalid { what });
-    }
+    let (from_depth, to_depth) = lineage.points(&*options.vfs, disk, from, to)?;
+    diff_of(options, disk, &lineage, from_depth, to_depth)
+}
+
+/// The same between layers that lie so far below the top.
+pub(super) fn diff_of(
+    options: &OpenOptions,
+    disk: &Path,
+    lineage: &Lineage,
+    from_depth: usize,
+    to_depth: usize,
+) -> Result<Diff> {
     let top = match (to_depth, from_depth) {
-        (0, 1..) => Some(open_top(options, disk, &lineage)?),
+        (0, 1..) => Some(open_top(options, disk, lineage)?),
         _ => None,
     };
     let size_at = |depth: usize| match depth.checked_sub(1) {

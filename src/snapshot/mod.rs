@@ -1,9 +1,11 @@
 //! Points of a chain: each layer is one, with what the disk held when a child was put over it.
 //!
-//! [`diff()`] tells what changed between two of them.
+//! [`diff()`] tells what changed between two of them, and [`export_delta`] makes a differencing disk of that.
 
 mod diff;
+mod export;
 mod point;
 
 pub use diff::{Change, ChangeKind, Diff, diff};
+pub use export::export_delta;
 pub use point::snapshot_path;

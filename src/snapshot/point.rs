@@ -65,8 +65,31 @@ impl Lineage {
         std::iter::once(self.footer.unique_id).chain(self.parents.iter().map(ParentImage::unique_id))
     }
 
+    /// The file of the layer so far below the top, which is at `disk`.
+    pub(super) fn path<'a>(&'a self, disk: &'a Path, depth: usize) -> &'a Path {
+        depth.checked_sub(1).and_then(|parent| self.parents.get(parent)).map_or(disk, ParentImage::path)
+    }
+
+    /// How far below the top two points are, of which `to` must not be the older one; it is the top if not given.
+    pub(super) fn points(
+        &self,
+        vfs: &dyn Vfs,
+        disk: &Path,
+        from: &Path,
+        to: Option<&Path>,
+    ) -> Result<(usize, usize)> {
+        let from_depth = self.find(vfs, disk, from)?;
+        let to_depth = to.map_or(Ok(0), |to| self.find(vfs, disk, to))?;
+        if to_depth > from_depth {
+            let to = to.unwrap_or(disk);
+            let what = format!("{} is older than {}: name the older one first", to.display(), from.display());
+            return Err(Error::Invalid { what });
+        }
+        Ok((from_depth, to_depth))
+    }
+
     /// How far below the top the layer is that `point` names: a snapshot of the disk at `disk`, or a path.
-    pub(super) fn find(&self, vfs: &dyn Vfs, disk: &Path, point: &Path) -> Result<usize> {
+    fn find(&self, vfs: &dyn Vfs, disk: &Path, point: &Path) -> Result<usize> {
         let snapshot = point.to_str().and_then(|name| snapshot_path(disk, name));
         let mut why = None;
         for path in snapshot.iter().map(PathBuf::as_path).chain([point]) {
