@@ -40,6 +40,10 @@ impl Failure {
         Failure { code: Code::Usage, message: message.into() }
     }
 
+    pub(crate) fn with_code(code: Code, message: String) -> Self {
+        Failure { code, message }
+    }
+
     pub(crate) fn code(&self) -> Code {
         self.code
     }

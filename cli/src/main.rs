@@ -5,6 +5,7 @@
 
 mod check;
 mod completions;
+mod control;
 mod convert;
 mod create;
 mod diff;
@@ -25,6 +26,7 @@ mod repair;
 mod serve;
 mod shutdown;
 mod size;
+mod status;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
@@ -55,6 +57,7 @@ enum Verb {
     Check(check::Check),
     Repair(repair::Repair),
     Serve(serve::Serve),
+    Status(status::StatusOf),
     Completions(completions::Completions),
     Man(man::Man),
 }
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         Verb::Check(check) => return check.run(),
         Verb::Repair(repair) => return repair.run(),
         Verb::Serve(serve) => serve.run(),
+        Verb::Status(status) => status.run(),
         Verb::Completions(completions) => completions.run(),
         Verb::Man(man) => man.run(),
     };

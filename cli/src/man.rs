@@ -5,7 +5,7 @@ use crate::{Arguments, output};
 use clap::CommandFactory;
 
 /// The verbs in the order of the help.
-pub(crate) const VERBS: [&str; 11] = [
+pub(crate) const VERBS: [&str; 12] = [
     "create",
     "convert",
     "info",
@@ -15,6 +15,7 @@ pub(crate) const VERBS: [&str; 11] = [
     "check",
     "repair",
     "serve",
+    "status",
     "completions",
     "man",
 ];

@@ -1,5 +1,6 @@
 //! `cowvhd serve`: gives a disk to virtual machines over NBD until it is told to end.
 
+use crate::control::{self, Control, Served};
 use crate::failure::Failure;
 use crate::io_log::IoLog;
 use crate::output;
@@ -40,6 +41,9 @@ pub(crate) struct Serve {
     /// Bypasses the page cache of this machine (O_DIRECT), so that the virtual machine's is the only one.
     #[arg(long)]
     direct: bool,
+    /// Where other cowvhd commands reach the server [default: FILE.ctl]
+    #[arg(long, value_name = "PATH", conflicts_with = "read_only")]
+    control: Option<PathBuf>,
     /// Writes the process id here once clients can connect, and removes it at the end.
     #[arg(long, value_name = "PATH")]
     pid_file: Option<PathBuf>,
@@ -108,6 +112,7 @@ impl Serve {
         };
         let server = Server::bind(&address, backend(disk), options)?;
         shutdown.attach(server.shutdown_handle());
+        let control = self.control(disk, &server)?;
         let pid_file = self.pid_file.as_deref().map(PidFile::write).transpose()?;
         let ready = format!(
             "serving {} ({}) at {}\n",
@@ -119,7 +124,10 @@ impl Serve {
             // A guest can do without somebody who reads along.
             output::say(failure);
         }
-        let summary = server.run()?;
+        let summary = server.run();
+        // Before the disk is closed: a request that is being done is finished.
+        drop(control);
+        let summary = summary?;
         drop(pid_file);
         if summary.cut > 0 {
             output::say(format_args!(
@@ -132,6 +140,45 @@ impl Serve {
         }
         Ok(())
     }
+}
+
+/// The control socket.
+impl Serve {
+    /// A server that changes nothing has none: there may be several of one file, and nothing to ask of them.
+    fn control(&self, disk: &Arc<Disk>, server: &Server) -> Result<Option<Control>, Failure> {
+        if self.read_only {
+            return Ok(None);
+        }
+        let served = Served {
+            file: self.file.clone(),
+            disk: Arc::clone(disk),
+            nbd: Uri(server.local_address()).to_string(),
+            server: server.shutdown_handle(),
+        };
+        let path = self.control.clone().unwrap_or_else(|| control::socket_of(&self.file));
+        match Control::start(&path, served) {
+            Ok(control) => Ok(Some(control)),
+            // The guest comes first, and chose a folder in which there can be no such socket.
+            Err(error) if self.control.is_none() && no_place_for_sockets(&error) => {
+                output::say(format_args!(
+                    "{}: no control socket ({error}): other cowvhd commands cannot reach this server",
+                    path.display()
+                ));
+                Ok(None)
+            }
+            Err(error) => Err(Failure::new(format!(
+                "cannot listen on {}: {error}; choose another place with --control",
+                path.display()
+            ))),
+        }
+    }
+}
+
+fn no_place_for_sockets(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::InvalidFilename | io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+    )
 }
 
 #[cfg(not(feature = "test-faults"))]

@@ -17,7 +17,7 @@ fn the_ready_line_says_where() {
     let serving = bench.serve(&["vm.vhd", "--create", "64G"]);
     assert_eq!(serving.ready, "serving vm.vhd (64 GiB) at nbd+unix:///?socket=vm.vhd.sock\n");
     assert!(fs::metadata(bench.path("vm.vhd.sock")).unwrap().file_type().is_socket());
-    assert_eq!(bench.names(), ["vm.vhd", "vm.vhd.sock"]);
+    assert_eq!(bench.names(), ["vm.vhd", "vm.vhd.ctl", "vm.vhd.sock"]);
 
     let served = bench.info("vm.vhd");
     assert_eq!((&served["journal"], &served["dirty-flag"]), (&"dirty".into(), &true.into()));
@@ -85,7 +85,7 @@ fn a_disk_has_one_writer() {
         bench.cowvhd(arguments).must_say(1, &["vm.vhd", "in use"]);
     }
     // The failed attempts left the first server and its socket alone.
-    assert_eq!(bench.names(), ["vm.vhd", "vm.vhd.sock"]);
+    assert_eq!(bench.names(), ["vm.vhd", "vm.vhd.ctl", "vm.vhd.sock"]);
     let said = bench.qemu_io(serving.uri(), &["write 0 64k"]);
     assert!(said.contains("wrote"), "{said}");
 
@@ -263,7 +263,7 @@ fn tcp_is_for_this_machine_unless_told_otherwise() {
     assert!(serving.uri().starts_with("nbd://127.0.0.1:"), "{}", serving.ready);
     let said = bench.qemu_io(serving.uri(), &["write -P 7 0 64k", "read -P 7 0 64k"]);
     assert!(!said.contains("failed") && said.contains("read "), "{said}");
-    assert_eq!(bench.names(), ["vm.vhd"]);
+    assert_eq!(bench.names(), ["vm.vhd", "vm.vhd.ctl"]);
     serving.terminate();
 }
 

@@ -1,0 +1,131 @@
+//! The control socket of a server: who can reach it, and what it answers.
+
+#![allow(clippy::unwrap_used, reason = "helpers are test code too")]
+
+mod tool_support;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use tool_support::{Bench, listens};
+
+/// A connection that says lines and reads answers.
+struct Talk(BufReader<UnixStream>);
+
+impl Talk {
+    fn to(path: &Path) -> Self {
+        Talk(BufReader::new(UnixStream::connect(path).unwrap()))
+    }
+
+    fn ask(&mut self, line: &str) -> serde_json::Value {
+        writeln!(self.0.get_mut(), "{line}").unwrap();
+        self.answer().unwrap()
+    }
+
+    /// `None` when the server has closed the connection.
+    fn answer(&mut self) -> Option<serde_json::Value> {
+        let mut line = String::new();
+        self.0.read_line(&mut line).unwrap();
+        (!line.is_empty()).then(|| serde_json::from_str(&line).unwrap())
+    }
+}
+
+#[test]
+fn the_server_tells_its_status() {
+    let bench = Bench::new();
+    bench.cowvhd(&["create", "vm.vhd", "1G"]).must_be(0);
+    bench.cowvhd(&["status", "vm.vhd"]).must_say(1, &["vm.vhd", "no server"]);
+    let serving = bench.serve(&["vm.vhd"]);
+    let socket = fs::metadata(bench.path("vm.vhd.ctl")).unwrap();
+    assert!(socket.file_type().is_socket());
+    assert_eq!(socket.permissions().mode() & 0o777, 0o600);
+
+    let ended = bench.cowvhd(&["status", "vm.vhd", "--json"]);
+    let status: serde_json::Value = serde_json::from_str(ended.must_be(0)).unwrap();
+    assert_eq!(status["schema"], 1);
+    assert_eq!(status["filename"], "vm.vhd");
+    assert_eq!(status["pid"], serving.id());
+    assert_eq!(status["virtual-size"], 1 << 30);
+    assert_eq!(status["nbd"], serving.uri());
+    assert_eq!(status["clients"], 0);
+    let client = UnixStream::connect(bench.path("vm.vhd.sock")).unwrap();
+    let mut greeting = BufReader::new(client);
+    assert!(!greeting.fill_buf().unwrap().is_empty());
+    let ended = bench.cowvhd(&["status", "vm.vhd"]);
+    assert!(ended.must_be(0).contains("vm.vhd (1 GiB)") && ended.stdout.contains("to 1 client"), "{ended:?}");
+    serving.terminate();
+    assert_eq!(bench.names(), ["vm.vhd"]);
+}
+
+#[test]
+fn what_it_does_not_understand_it_says() {
+    let bench = Bench::new();
+    let serving = bench.serve(&["vm.vhd", "--create", "1G"]);
+    let mut talk = Talk::to(&bench.path("vm.vhd.ctl"));
+    for line in [r#"{"request":"explode"}"#, "{}", "[]", "nonsense", r#"{"request":"status","more":1}"#, ""] {
+        let answer = talk.ask(line);
+        assert_eq!(answer["failed"]["exit-code"], 16, "{line}: {answer}");
+    }
+    assert_eq!(talk.ask(r#"{"request":"status"}"#)["done"]["filename"], "vm.vhd");
+    // More than a line may have ends the connection, and nothing else.
+    let mut hostile = Talk::to(&bench.path("vm.vhd.ctl"));
+    let _ = hostile.0.get_mut().write_all(&vec![b'x'; 1 << 20]);
+    let mut first = String::new();
+    if hostile.0.read_line(&mut first).is_ok_and(|count| count > 0) {
+        assert!(first.contains("failed"), "{first}");
+    }
+    assert_eq!(talk.ask(r#"{"request":"status"}"#)["done"]["filename"], "vm.vhd");
+    // Nobody who stays connected keeps the server from ending.
+    serving.terminate();
+    assert_eq!(talk.answer(), None);
+}
+
+#[test]
+fn so_many_may_be_connected_and_no_more() {
+    let bench = Bench::new();
+    let serving = bench.serve(&["vm.vhd", "--create", "1G"]);
+    let path = bench.path("vm.vhd.ctl");
+    let mut talks: Vec<Talk> = (0..8).map(|_| Talk::to(&path)).collect();
+    for talk in &mut talks {
+        assert_eq!(talk.ask(r#"{"request":"status"}"#)["done"]["schema"], 1);
+    }
+    let refused = Talk::to(&path).answer().unwrap();
+    assert_eq!(refused["failed"]["exit-code"], 1, "{refused}");
+    serving.terminate();
+}
+
+#[test]
+fn the_socket_lies_where_it_is_told() {
+    let bench = Bench::new();
+    let serving = bench.serve(&["vm.vhd", "--create", "1G", "--control", "other.ctl"]);
+    assert!(listens(&bench.path("other.ctl")) && !bench.exists("vm.vhd.ctl"));
+    // A killed server's is replaced.
+    serving.kill();
+    let serving = bench.serve(&["vm.vhd", "--control", "other.ctl"]);
+    assert!(listens(&bench.path("other.ctl")));
+    serving.terminate();
+    fs::write(bench.path("vm.vhd.ctl"), "a file").unwrap();
+    bench.cowvhd(&["serve", "vm.vhd"]).must_say(1, &["vm.vhd.ctl", "--control"]);
+    assert_eq!(bench.info("vm.vhd")["journal"], "clean");
+    fs::remove_file(bench.path("vm.vhd.ctl")).unwrap();
+    // Those that change nothing have none.
+    let serving = bench.serve(&["vm.vhd", "--read-only"]);
+    assert_eq!(bench.names(), ["vm.vhd", "vm.vhd.sock"]);
+    serving.terminate();
+    bench.cowvhd(&["serve", "vm.vhd", "--read-only", "--control", "x"]).must_say(16, &["--control"]);
+}
+
+/// The path of a socket is short; that of an image need not be.
+#[test]
+fn a_disk_deep_down_is_served_without() {
+    let bench = Bench::new();
+    let deep = ["d".repeat(100), "vm.vhd".into()].join("/");
+    fs::create_dir(bench.path(&"d".repeat(100))).unwrap();
+    let mut serving = bench.serve(&[&deep, "--create", "1G", "--nbd", "s.sock"]);
+    let said = serving.said();
+    assert!(said.contains("no control socket"), "{said}");
+    bench.cowvhd(&["status", &deep]).must_say(1, &["no server"]);
+    serving.terminate();
+}
