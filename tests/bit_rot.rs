@@ -2,7 +2,8 @@
 //! nothing were wrong. Each page of metadata is damaged in each way, in a closed image and in one that a crash left behind.
 //!
 //! Not noticed, because nothing in the format tells: the newest entry of a journal, which looks like one that was never
-//! finished, and pages of the block table of an image that was not closed, which only the checker sees.
+//! finished, and pages of the block table of an image that was not closed, as long as their entries name blocks within the file;
+//! those only the checker sees.
 
 #![cfg(feature = "sim")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
@@ -159,4 +160,40 @@ fn of_a_closed_image() {
 #[test]
 fn of_an_image_that_was_not_closed() {
     println!("{} cases", rot(false));
+}
+
+/// Whatever a page of the table turned to, a file that was not closed never grows over blocks that no live record made.
+#[test]
+fn entries_past_the_end_count_only_where_a_record_makes_them() {
+    let (image, content) = image(1, false);
+    let table = u64::from_be_bytes(image[512 + 16..512 + 24].try_into().unwrap()) as usize;
+    let (origin, stride) = (table + (4 << 20), PAGE + BLOCK_BYTES as usize);
+    let entries = (SIZE / BLOCK_BYTES) as usize;
+    let slot = |index: usize| (((origin + index * stride + PAGE - 512) / 512) as u32).to_be_bytes();
+    let mut refused = 0;
+    for block in 0..entries {
+        let mut bad = image.clone();
+        bad[table + 4 * block..][..4].copy_from_slice(&slot(1000 + block));
+        for read_only in [true, false] {
+            let vfs = SimVfs::new(1);
+            let file = vfs.create_new(Path::new(PATH)).unwrap();
+            file.set_len(bad.len() as u64).unwrap();
+            assert_eq!(file.write_at(&bad, 0).unwrap(), bad.len());
+            drop(file);
+            match options(&vfs).read_only(read_only).open(Path::new(PATH)) {
+                Ok(disk) => {
+                    let mut found = vec![0; content.len()];
+                    disk.read_at(&mut found, 0).unwrap();
+                    assert!(found == content, "block {block}");
+                }
+                Err(error) => {
+                    assert!(error.to_string().contains("past the file's"), "{error}");
+                    assert!(vfs.content(Path::new(PATH)).unwrap() == bad);
+                    refused += 1;
+                }
+            }
+        }
+    }
+    println!("{refused} of {} refused", 2 * entries);
+    assert!(refused > 0);
 }

@@ -59,6 +59,8 @@ struct Report {
     sync_failed: bool,
     /// What another program did since the last close here.
     foreign_changes: &'static str,
+    /// Why it can be read and not written; null where nothing speaks against it.
+    doubt: Option<String>,
     /// The process that has it open; null where there is none, or nothing tells.
     in_use_by: Option<String>,
     unique_id: String,
@@ -88,6 +90,7 @@ impl Report {
                 ForeignChanges::Time => "time",
                 ForeignChanges::Structure => "structure",
             },
+            doubt: info.doubt.clone(),
             in_use_by: info.holder.clone(),
             unique_id: info.unique_id.to_string(),
             created: info.created.to_string(),
@@ -124,6 +127,9 @@ impl fmt::Display for Report {
                 "changed since it was closed: only its time differs (it was copied, or data was overwritten in place)"
             )?,
             _ => {}
+        }
+        if let Some(doubt) = &self.doubt {
+            writeln!(f, "warning: {doubt}; it can be read, but not written")?;
         }
         if self.sync_failed {
             writeln!(

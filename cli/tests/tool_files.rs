@@ -104,6 +104,7 @@ fn the_json_of_info_keeps_its_shape() {
         "journal",
         "sync-failed",
         "foreign-changes",
+        "doubt",
         "in-use-by",
         "unique-id",
         "created",
@@ -157,6 +158,28 @@ fn info_for_people_has_the_same_facts() {
     ] {
         assert!(text.contains(line), "{line:?} is not in {text}");
     }
+}
+
+/// Two footers that differ are named, and what follows from it.
+#[test]
+fn info_tells_of_footers_that_differ() {
+    let bench = Bench::new();
+    bench.cowvhd(&["create", "a.vhd", "1G"]).must_be(0);
+    assert_eq!(bench.info("a.vhd")["doubt"], Value::Null);
+    let mut bytes = fs::read(bench.path("a.vhd")).unwrap();
+    let end = bytes.len() - 512;
+    // Saved state: part of the checksum, which is the inverted sum of all bytes.
+    bytes[end + 84] = 1;
+    let checksum = u32::from_be_bytes(bytes[end + 64..end + 68].try_into().unwrap()) - 1;
+    bytes[end + 64..end + 68].copy_from_slice(&checksum.to_be_bytes());
+    fs::write(bench.path("a.vhd"), &bytes).unwrap();
+    let doubt = bench.info("a.vhd")["doubt"].clone();
+    assert!(doubt.as_str().unwrap().contains("saved state"), "{doubt}");
+    let ended = bench.cowvhd(&["info", "a.vhd"]);
+    assert!(
+        ended.must_be(0).contains("footers at the start and at the end differ (saved state)"),
+        "{ended:?}"
+    );
 }
 
 #[test]

@@ -4,7 +4,6 @@ use super::code::Code;
 use super::image::Image;
 use super::report::{Finding, Report};
 use crate::ext::{PAGE_BYTES, SUPERBLOCK_OFFSETS};
-use crate::layer::Condition;
 use crate::vhd::{self, DynamicHeader, Footer};
 use std::ops::Range;
 
@@ -83,11 +82,9 @@ pub(super) fn check(report: &mut Report, image: &mut Image) -> Vec<Extent> {
     extents
 }
 
-/// Blocks end before this. A file that was not closed may be shorter than the blocks that its journal maps; these are on the
-/// grid, and their headers are looked at.
+/// Blocks end before this. A file that was not closed may be shorter than the blocks that live records of its journal make.
 fn file_end(image: &Image, entry: u32) -> u64 {
-    let may_grow = image.inspection.decision.condition == Condition::Dirty;
-    match may_grow && image.place().slot_index(entry).is_some() {
+    match image.inspection.allocated.contains(&entry) {
         true => u64::MAX,
         false => image.inspection.headers.file_bytes,
     }

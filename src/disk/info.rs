@@ -54,6 +54,8 @@ pub struct DiskInfo {
     pub sync_failed: bool,
     /// What another program did to it since it was closed here; only a clean image tells.
     pub foreign_changes: ForeignChanges,
+    /// Why it can be read and not written: its structures contradict each other.
+    pub doubt: Option<String>,
     /// The process that has it open, such as `cowvhd (pid 123)`, as far as the system tells.
     pub holder: Option<String>,
 }
@@ -84,6 +86,7 @@ impl DiskInfo {
             journal,
             sync_failed: superblock.is_some_and(|superblock| superblock.sync_failed),
             foreign_changes,
+            doubt: decision.doubt.clone(),
             ..Self::new(&file, path, &decision.footer)?
         })
     }
@@ -104,6 +107,7 @@ impl DiskInfo {
             journal: JournalState::None,
             sync_failed: false,
             foreign_changes: ForeignChanges::None,
+            doubt: None,
             holder: file.holder(),
         })
     }

@@ -249,6 +249,16 @@ impl<'a> Replay<'a> {
             .map(|bytes| bytes.try_into().map_or(vhd::UNALLOCATED, u32::from_be_bytes))
     }
 
+    /// Whether a live record puts a block into `slot`, and none takes it out again.
+    pub(crate) fn allocates(&self, slot: u32) -> bool {
+        self.allocations.contains_key(&slot)
+    }
+
+    /// The slots of which that is so.
+    pub(crate) fn allocated(&self) -> impl Iterator<Item = u32> + '_ {
+        self.allocations.keys().copied()
+    }
+
     /// The BAT's pages that records or images touched, as (file offset, bytes, imaged).
     pub(crate) fn table_pages(&self) -> impl Iterator<Item = (u64, &[u8], bool)> + '_ {
         self.changed_table_pages.iter().filter_map(|&page| {

@@ -32,7 +32,7 @@ impl Layer {
         let result = self
             .flush_locked(session, &mut core)
             .and_then(|()| self.reclaim_locked(session, &mut core))
-            .and_then(|()| Survey::new(&self.path, &self.place, core.journal.table(), None))
+            .and_then(|()| Survey::new(&self.path, &self.place, core.journal.table(), |_| u64::MAX))
             .and_then(|survey| {
                 let result = self.write_clean_end(session, &mut core, survey.fresh);
                 result.map_err(|failure| session.failed(&mut core, &*self.file, &self.path, failure))

@@ -9,7 +9,7 @@ use crate::ext::Placement;
 use crate::journal::{BlockPage, Scan};
 use crate::sync::Arc;
 use crate::vfs::{File, FileExt, Vfs};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 /// The structures of an image, and what its journal makes of them.
@@ -22,6 +22,8 @@ pub(crate) struct Inspection {
     pub(crate) table: Vec<u8>,
     /// The block pages that a replay would write, by file offset.
     pub(crate) pages: BTreeMap<u64, BlockPage>,
+    /// The slots into which live records of the journal put blocks: the file may still have to grow over them.
+    pub(crate) allocated: HashSet<u32>,
     /// What a replay would write, guest data included.
     pub(crate) overlay: Overlay,
     /// Why the journal cannot be replayed; the rest is then as its whole entries leave it.
@@ -53,9 +55,14 @@ impl Inspection {
                 Err(error) => return Err(error),
             }
         }
-        let (table, pages, overlay) = match replayed {
+        let Metadata { table, pages, allocated, overlay } = match replayed {
             Some(metadata) => metadata,
-            None => (table::read_table(&*opening.file, path, &place)?, BTreeMap::new(), Overlay::default()),
+            None => Metadata {
+                table: table::read_table(&*opening.file, path, &place)?,
+                pages: BTreeMap::new(),
+                allocated: HashSet::new(),
+                overlay: Overlay::default(),
+            },
         };
         let foreign = match opening.decision.condition {
             _ if opening.decision.superblock.is_none() => Foreign::Untouched,
@@ -63,7 +70,7 @@ impl Inspection {
             _ => opening.foreign_blocks(&table::entries(&table, &place)),
         };
         let Opening { headers, decision, .. } = opening;
-        Ok(Inspection { headers, decision, place, table, pages, overlay, journal, foreign })
+        Ok(Inspection { headers, decision, place, table, pages, allocated, overlay, journal, foreign })
     }
 
     /// Whether every block on the grid must have a block header.
@@ -73,13 +80,20 @@ impl Inspection {
     }
 }
 
-type Metadata = (Vec<u8>, BTreeMap<u64, BlockPage>, Overlay);
+/// What a replay makes of the metadata.
+struct Metadata {
+    table: Vec<u8>,
+    pages: BTreeMap<u64, BlockPage>,
+    allocated: HashSet<u32>,
+    overlay: Overlay,
+}
 
 fn replayed_metadata(opening: &Opening, scan: &Scan) -> Result<Metadata> {
     let replay = recover::replay(opening, scan)?;
     let overlay = Overlay::new(&opening.place, &replay);
+    let allocated = replay.allocated().collect();
     let (table, pages) = replay.into_metadata();
-    Ok((table, pages, overlay))
+    Ok(Metadata { table, pages, allocated, overlay })
 }
 
 /// The same with the entries that are whole, if they make sense together.

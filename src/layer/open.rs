@@ -184,7 +184,7 @@ impl Opening {
         let bytes = table::read_table(&*self.file, &self.path, &self.place)?;
         let entries = table::entries(&bytes, &self.place);
         match self.decision.superblock {
-            Some(_) => drop(Survey::new(&self.path, &self.place, &entries, Some(self.headers.file_bytes))?),
+            Some(_) => drop(Survey::new(&self.path, &self.place, &entries, |_| self.headers.file_bytes)?),
             None => table::check_foreign(&self.path, &self.decision, &entries, self.headers.file_bytes)?,
         }
         let foreign = match self.decision.condition {
@@ -200,7 +200,7 @@ impl Opening {
         let scan = recover::scan_ring(&self)?;
         let replay = recover::replay(&self, &scan)?;
         let entries: Vec<u32> = replay.entries().collect();
-        Survey::new(&self.path, &self.place, &entries, None)?;
+        Survey::new(&self.path, &self.place, &entries, recover::limit(&self, &replay))?;
         let map = BlockMap::new(entries.iter().copied());
         for (offset, page) in replay.block_pages() {
             if let BlockPage::Fresh { header, bitmap_set: true } = page
@@ -278,7 +278,7 @@ impl Opening {
     fn start_from_clean(&self, superblocks: &mut Superblocks) -> Result<Ready> {
         let bytes = table::read_table(&*self.file, &self.path, &self.place)?;
         let entries = table::entries(&bytes, &self.place);
-        let survey = Survey::new(&self.path, &self.place, &entries, Some(self.headers.file_bytes))?;
+        let survey = Survey::new(&self.path, &self.place, &entries, |_| self.headers.file_bytes)?;
         let foreign = self.foreign(&entries)?;
         superblocks.current.foreign_blocks |= foreign == Foreign::StructureChanged;
 

@@ -24,10 +24,7 @@ pub(super) fn recover(opening: &Opening, superblocks: &mut Superblocks) -> Resul
     let scan = scan_ring(opening)?;
     let replay = replay(opening, &scan)?;
     let entries: Vec<u32> = replay.entries().collect();
-    // The length of a file whose close got as far as its superblock is on the medium; before, it may be what a crash lost.
-    let half_closed = opening.decision.condition == Condition::HalfClosed;
-    let file_bytes = half_closed.then_some(opening.headers.file_bytes);
-    let survey = Survey::new(&opening.path, &opening.place, &entries, file_bytes)?;
+    let survey = Survey::new(&opening.path, &opening.place, &entries, limit(opening, &replay))?;
     restore_lost_headers(opening)?;
     let foreign = opening.foreign_blocks(&entries);
     superblocks.current.foreign_blocks |= foreign == Foreign::StructureChanged;
@@ -54,6 +51,13 @@ pub(super) fn recover(opening: &Opening, superblocks: &mut Superblocks) -> Resul
     drop(replay);
     let session = opening.start_session(superblocks, next_allocation)?;
     Ok(Ready { session, entries, fresh: survey.fresh, free, next_allocation, foreign })
+}
+
+/// Where the block of an entry must end. A crash may have lost that the file grew over a block only as long as the block's alloc
+/// record is live: what made the record's effect durable in place made the length durable, too.
+pub(super) fn limit<'a>(opening: &Opening, replay: &'a Replay<'_>) -> impl Fn(u32) -> u64 + 'a {
+    let file_bytes = opening.headers.file_bytes;
+    move |entry| if replay.allocates(entry) { u64::MAX } else { file_bytes }
 }
 
 /// Writes the start of the file from the backup where it is lost; else both again, one after the other: an earlier attempt may

@@ -119,12 +119,12 @@ pub(crate) struct Survey {
 }
 
 impl Survey {
-    /// Surveys `entries`. Blocks must end within `file_bytes`, if given.
+    /// Surveys `entries`. No block may end behind what `limit` says of its entry.
     pub(crate) fn new(
         path: &Path,
         place: &Placement,
         entries: &[u32],
-        file_bytes: Option<u64>,
+        limit: impl Fn(u32) -> u64,
     ) -> Result<Self> {
         let damaged = |what: String| Error::Damaged {
             path: path.to_path_buf(),
@@ -141,8 +141,8 @@ impl Survey {
                     "block table entry {block} is sector {entry} (offset {start}), inside the metadata below {end}"
                 )));
             }
-            if let Some(length) = file_bytes.filter(|&length| place.block_end(entry) > length) {
-                let end = place.block_end(entry);
+            let (end, length) = (place.block_end(entry), limit(entry));
+            if end > length {
                 return Err(damaged(format!(
                     "block table entry {block} is sector {entry}: the block ends at {end}, past the file's {length} bytes"
                 )));
