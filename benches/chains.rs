@@ -1,7 +1,8 @@
 //! Chains of differencing disks by depth: random reads after warm-up relative to a chain of one, the first touch, and opening.
 //!
 //! Each layer writes 1 % of the disk in scattered pieces of 64 KiB. All depths are measured in turn within one run, and ratios
-//! are medians over the rounds.
+//! are medians over the rounds. What of a difference is the kernel's, who looks for pages in one file or in a thousand, show
+//! bare `pread`s of places drawn in the same way from the files that hold them.
 //!
 //! `cargo bench --bench chains [-- DEPTH]` goes up to that depth (1000).
 
@@ -11,14 +12,16 @@
 mod support;
 
 use cowvhd::{CreateOptions, Disk, OpenOptions};
+use std::fs::File;
 use std::hint::black_box;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use support::{BLOCK, GIB, KIB, Rng, SMALL, directory};
 
 const SIZE: u64 = GIB;
 const PIECE: u64 = 64 * KIB;
-const ROUNDS: usize = 9;
+const ROUNDS: usize = 12;
 const READS: u64 = 20_000;
 /// The disk whose open is measured; nothing but one block a layer is written to it.
 const SPARSE_SIZE: u64 = 64 * GIB;
@@ -55,6 +58,40 @@ fn read(disk: &Disk, rng: &mut Rng) -> Duration {
         black_box(&buf);
     }
     start.elapsed()
+}
+
+/// A bare descriptor and where in its file a piece of the disk is.
+type Place = (usize, u64);
+
+/// The files of a chain, from the top down, and the places of all small pieces of the disk.
+struct Bare {
+    files: Vec<File>,
+    places: Vec<Place>,
+}
+
+impl Bare {
+    fn new(folder: &Path, depth: u64, disk: &Disk) -> Self {
+        let files = (1..=depth).rev().map(|layer| File::open(name(folder, layer)).unwrap()).collect();
+        let mut places = Vec::new();
+        for part in disk.map(0, SIZE).unwrap() {
+            let start = part.file_offset.unwrap();
+            let pieces = (start..start + part.extent.length).step_by(SMALL as usize);
+            places.extend(pieces.map(|at| (part.depth as usize, at)));
+        }
+        Bare { files, places }
+    }
+
+    fn read(&self, rng: &mut Rng) -> Duration {
+        let places: Vec<Place> =
+            (0..READS).map(|_| self.places[rng.place(SIZE / SMALL, 1) as usize]).collect();
+        let mut buf = [0; SMALL as usize];
+        let start = Instant::now();
+        for (file, at) in places {
+            self.files[file].read_exact_at(&mut buf, at).unwrap();
+            black_box(&buf);
+        }
+        start.elapsed()
+    }
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -113,16 +150,35 @@ fn main() {
         println!("depth {depth:4}: first touch of a block {each:.1} us");
         read(disk, &mut rng);
     }
+    let bare: Vec<Bare> =
+        disks.iter().zip(&depths).map(|(disk, &depth)| Bare::new(folder.path(), depth, disk)).collect();
     let mut rounds: Vec<Vec<f64>> = vec![Vec::new(); depths.len()];
+    let mut bare_rounds = rounds.clone();
     for round in 0..ROUNDS {
         for turn in 0..disks.len() {
             let at = (turn + round) % disks.len();
-            rounds[at].push(read(&disks[at], &mut rng).as_secs_f64());
+            // Who begins changes with the round.
+            for side in [round % 2, (round + 1) % 2] {
+                match side {
+                    0 => rounds[at].push(read(&disks[at], &mut rng).as_secs_f64()),
+                    _ => bare_rounds[at].push(bare[at].read(&mut rng).as_secs_f64()),
+                }
+            }
         }
     }
+    println!("\n| depth | ns a read | of depth 1 | ns a bare read | of depth 1 | bare, of the same depth |");
+    println!("|---|---|---|---|---|---|");
     for (at, depth) in depths.iter().enumerate() {
-        let ratios = rounds[0].iter().zip(&rounds[at]).map(|(one, this)| one / this).collect();
-        let each = median(rounds[at].clone()) * 1e9 / READS as f64;
-        println!("depth {depth:4}: {each:.0} ns a read, {:.2} of the reads of depth 1", median(ratios));
+        let ratio =
+            |one: &[f64], this: &[f64]| median(one.iter().zip(this).map(|(one, this)| one / this).collect());
+        let nanoseconds = |times: &[f64]| median(times.to_vec()) * 1e9 / READS as f64;
+        println!(
+            "| {depth} | {:.0} | {:.2} | {:.0} | {:.2} | {:.2} |",
+            nanoseconds(&rounds[at]),
+            ratio(&rounds[0], &rounds[at]),
+            nanoseconds(&bare_rounds[at]),
+            ratio(&bare_rounds[0], &bare_rounds[at]),
+            ratio(&bare_rounds[at], &rounds[at]),
+        );
     }
 }

@@ -18,6 +18,7 @@ mod locate;
 mod open;
 mod parent;
 mod parents;
+mod runs;
 mod source;
 
 pub(crate) use locate::ParentPolicy;

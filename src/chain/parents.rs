@@ -5,7 +5,7 @@
 //! word said before. Until that is done the old leaf is asked first. A word that was folded already says the same of what the leaf does
 //! not hold, so that it does not matter which one a reader meets.
 
-use super::flat::{Flat, FlatMap, Run};
+use super::flat::{self, Flat, FlatMap, Place, Run};
 use super::source::{Found, Source};
 use crate::error::{Error, Result};
 use crate::layer::{Below, Layer, Mapping};
@@ -27,15 +27,6 @@ pub(crate) struct Parents {
 
 /// A part of the disk beneath the leaf: guest bytes, and where they are; `None` is zeros.
 pub(crate) type Part = (Range<u64>, Option<Place>);
-
-/// Where bytes are beneath the leaf.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Place {
-    /// The parent, counted from the bottom.
-    pub(crate) source: u32,
-    /// Byte of its file.
-    pub(crate) file_offset: u64,
-}
 
 impl Parents {
     /// The parents of a leaf whose disk has `size` bytes in blocks of `block_bytes`. `sources` go from the bottom up.
@@ -86,7 +77,8 @@ impl Parents {
                 let seen = self.flat.get(block);
                 let flat = match (mapping, &seen.flat) {
                     (Mapping::Whole(slot), _) => {
-                        Some(Flat::Whole { source, file_offset: leaf.place().data_offset(slot) })
+                        let file_offset = leaf.place().data_offset(slot);
+                        Some(Flat::Whole(Place { source, file_offset }))
                     }
                     (Mapping::Partial(_), Some(beneath)) => self.lay_over(block, beneath),
                     // Something would have to be read first: all parents are asked again when it is needed.
@@ -110,7 +102,9 @@ impl Parents {
             let sectors = ((part.end - part.start) / SECTOR) as u32;
             match found {
                 Found::Zero => {}
-                Found::File(file_offset) => runs.push(Run { first_sector, sectors, source, file_offset }),
+                Found::File(file_offset) => {
+                    runs.push(Run { first_sector, sectors, place: Place { source, file_offset } });
+                }
                 Found::Below => push_part(&mut runs, beneath, first_sector..first_sector + sectors),
             }
         });
@@ -165,24 +159,23 @@ impl Parents {
             let block = at / self.block_bytes;
             let start = block * self.block_bytes;
             let end = range.end.min(start + self.block_bytes);
-            match self.block(block as u32)? {
-                Flat::Zero => visit((at..end, None))?,
-                Flat::Whole { source, file_offset } => {
-                    visit((at..end, Some(Place { source, file_offset: file_offset + (at - start) })))?;
+            let sector = |at: u64| ((at - start) / SECTOR) as u32;
+            match self.flat.part(block as u32, sector(at)) {
+                Some(part) => at = visit_part(start, at..end, part, visit)?,
+                None => {
+                    let flat = self.find(block as u32)?;
+                    while at < end {
+                        at = visit_part(start, at..end, flat.at(sector(at)), visit)?;
+                    }
                 }
-                Flat::Mixed(runs) => mixed_parts(&runs, start, at..end, visit)?,
             }
-            at = end;
         }
         Ok(())
     }
 
-    /// What is beneath the leaf in a block, asking all parents where that is not known yet.
-    fn block(&self, block: u32) -> Result<Flat> {
+    /// Asks all parents what is beneath the leaf in a block, and notes it.
+    fn find(&self, block: u32) -> Result<Flat> {
         let seen = self.flat.get(block);
-        if let Some(flat) = seen.flat {
-            return Ok(flat);
-        }
         let flat = self.look(block)?;
         self.flat.put(block, &seen, Some(&flat));
         Ok(flat)
@@ -210,8 +203,7 @@ impl Parents {
                     Found::File(file_offset) => runs.push(Run {
                         first_sector: ((part.start - start) / SECTOR) as u32,
                         sectors: ((part.end - part.start) / SECTOR) as u32,
-                        source: source as u32,
-                        file_offset,
+                        place: Place { source: source as u32, file_offset },
                     }),
                 })?;
             }
@@ -224,22 +216,34 @@ impl Parents {
     }
 }
 
+/// Visits what `range` has of a part of the block that starts at `start`. Returns where that ends.
+fn visit_part(
+    start: u64,
+    range: Range<u64>,
+    (sectors, place): flat::Part,
+    visit: &mut dyn FnMut(Part) -> Result<()>,
+) -> Result<u64> {
+    let end = match sectors.end {
+        u32::MAX => range.end,
+        sector => range.end.min(start + u64::from(sector) * SECTOR),
+    };
+    let from = start + u64::from(sectors.start) * SECTOR;
+    let place = place.map(|place| Place { file_offset: place.file_offset + (range.start - from), ..place });
+    visit((range.start..end, place))?;
+    Ok(end)
+}
+
 /// Adds what a block of which `flat` is known holds in a range of its sectors.
 fn push_part(runs: &mut Vec<Run>, flat: &Flat, wanted: Range<u32>) {
-    let mut push = |run: &Run| {
-        let first = run.first_sector.max(wanted.start);
-        let end = (run.first_sector + run.sectors).min(wanted.end);
-        if first < end {
-            let file_offset = run.file_offset + u64::from(first - run.first_sector) * SECTOR;
-            runs.push(Run { first_sector: first, sectors: end - first, file_offset, ..*run });
+    let mut sector = wanted.start;
+    while sector < wanted.end {
+        let (sectors, place) = flat.at(sector);
+        let end = sectors.end.min(wanted.end);
+        if let Some(place) = place {
+            let place = place.behind(sector - sectors.start);
+            runs.push(Run { first_sector: sector, sectors: end - sector, place });
         }
-    };
-    match flat {
-        Flat::Zero => {}
-        Flat::Whole { source, file_offset } => {
-            push(&Run { first_sector: 0, sectors: wanted.end, source: *source, file_offset: *file_offset });
-        }
-        Flat::Mixed(runs) => runs.iter().for_each(push),
+        sector = end;
     }
 }
 
@@ -247,9 +251,8 @@ fn push_part(runs: &mut Vec<Run>, flat: &Flat, wanted: Range<u32>) {
 fn from_runs(mut runs: Vec<Run>, sectors: u32) -> Flat {
     runs.sort_unstable_by_key(|run| run.first_sector);
     runs.dedup_by(|next, run| {
-        let follows = run.source == next.source
-            && run.first_sector + run.sectors == next.first_sector
-            && run.file_offset + u64::from(run.sectors) * SECTOR == next.file_offset;
+        let follows = run.first_sector + run.sectors == next.first_sector
+            && run.place.behind(run.sectors) == next.place;
         if follows {
             run.sectors += next.sectors;
         }
@@ -257,40 +260,9 @@ fn from_runs(mut runs: Vec<Run>, sectors: u32) -> Flat {
     });
     match runs.as_slice() {
         [] => Flat::Zero,
-        [run] if run.sectors == sectors => Flat::Whole { source: run.source, file_offset: run.file_offset },
-        _ => Flat::Mixed(runs.into()),
+        [run] if run.sectors == sectors => Flat::Whole(run.place),
+        _ => Flat::Mixed(runs),
     }
-}
-
-/// The parts of `range` in a mixed block that starts at `start`.
-fn mixed_parts(
-    runs: &[Run],
-    start: u64,
-    range: Range<u64>,
-    visit: &mut dyn FnMut(Part) -> Result<()>,
-) -> Result<()> {
-    let mut at = range.start;
-    let first = runs.partition_point(|run| {
-        start + (u64::from(run.first_sector) + u64::from(run.sectors)) * SECTOR <= range.start
-    });
-    for run in runs.iter().skip(first) {
-        let run_start = start + u64::from(run.first_sector) * SECTOR;
-        if run_start >= range.end {
-            break;
-        }
-        if at < run_start {
-            visit((at..run_start, None))?;
-            at = run_start;
-        }
-        let end = range.end.min(run_start + u64::from(run.sectors) * SECTOR);
-        let place = Place { source: run.source, file_offset: run.file_offset + (at - run_start) };
-        visit((at..end, Some(place)))?;
-        at = end;
-    }
-    if at < range.end {
-        visit((at..range.end, None))?;
-    }
-    Ok(())
 }
 
 impl Below for Parents {

@@ -129,7 +129,7 @@ fn a_fold_keeps_what_was_known() {
     next.fold(&leaf);
     check(&next);
     assert_eq!(keeper.asked.try_iter().count(), 0, "the root is not asked again");
-    assert_eq!(next.flat.get(1).flat, Some(Flat::Whole { source: 1, file_offset: place(&leaf, 1) }));
+    assert_eq!(next.flat.get(1).flat, Some(Flat::Whole(Place { source: 1, file_offset: place(&leaf, 1) })));
     let Some(Flat::Mixed(runs)) = next.flat.get(0).flat else { unreachable!() };
     assert_eq!(runs.len(), 2);
     check(&next.with_top(Arc::clone(&leaf) as Arc<dyn Source>));
