@@ -231,7 +231,7 @@ fn a_block_added_before_the_start_was_lost_is_kept() {
     let end = bytes.len() - 512;
     let footer = bytes.split_off(end);
     bytes.extend([0xff; 512]);
-    bytes.extend([0x55; 2 << 20]);
+    bytes.extend(vec![0x55; 2 << 20]);
     bytes.extend(footer);
     let table = 3 << 20;
     bytes[table + 20..table + 24].copy_from_slice(&((end / 512) as u32).to_be_bytes());
@@ -258,7 +258,7 @@ fn a_block_on_the_grid_added_before_the_start_was_lost_is_kept() {
     bytes.resize(end + 4096 - 512, 0);
     let entry = (bytes.len() / 512) as u32;
     bytes.extend([0xff; 512]);
-    bytes.extend([0x55; 2 << 20]);
+    bytes.extend(vec![0x55; 2 << 20]);
     bytes.extend(footer);
     let table = 3 << 20;
     bytes[table + 20..table + 24].copy_from_slice(&entry.to_be_bytes());

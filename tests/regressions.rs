@@ -163,3 +163,61 @@ fn the_checker_sees_that_a_half_closed_file_was_cut() {
     file.sync_data().unwrap();
     assert!(report().count(Code::BatRange) > 0, "{:?}", report().findings());
 }
+
+/// Counters that had no room left to count in: the next superblock had the sequence of the one before, and the next
+/// allocation the number 0.
+#[test]
+fn counters_that_cannot_be_counted_on_are_damage() {
+    // A superblock of the highest sequence, with a right CRC, and a guest.
+    let input = [0x02, 0xeb, 0x07, 0x33, 0x00, 0x08, 0x00, 0x05, 0x07, 0x91, 0x00];
+    image_mutations::run(&input);
+    for field in [8, 128] {
+        for places in [&[4096_u64][..], &[8192], &[4096, 8192]] {
+            let vfs = closed_image();
+            for &at in places {
+                let mut page = vfs.content(Path::new(PATH)).unwrap()[at as usize..][..4096].to_vec();
+                page[field..field + 8].fill(0xff);
+                let crc = crc32fast::hash(&page[..4092]);
+                page[4092..].copy_from_slice(&crc.to_be_bytes());
+                vfs.corrupt(Path::new(PATH), at, &page);
+            }
+            let report = check(Arc::new(vfs.clone()), Path::new(PATH)).unwrap();
+            let code = if places.len() == 2 { Code::SuperblocksLost } else { Code::SuperblockDamaged };
+            assert!(report.count(code) > 0, "{:?}", report.findings());
+            let disk = options_of(&vfs).open(Path::new(PATH));
+            if let Ok(disk) = disk {
+                disk.write_at(&[9; 4096], 5 * u64::from(BLOCK_BYTES)).unwrap();
+                disk.close().unwrap();
+                drop(disk);
+                let report = check(Arc::new(vfs.clone()), Path::new(PATH)).unwrap();
+                assert_eq!(report.count(Code::SuperblockSequence), 0, "{:?}", report.findings());
+            } else {
+                assert_eq!(places.len(), 2);
+            }
+        }
+    }
+}
+
+/// What is left of the highest numbers is not given out: a disk that has no more gets no more blocks, and keeps those it has.
+#[test]
+fn a_disk_without_allocation_numbers_gets_no_new_blocks() {
+    let vfs = closed_image();
+    for at in [4096, 8192] {
+        let mut page = vfs.content(Path::new(PATH)).unwrap()[at as usize..][..4096].to_vec();
+        page[128..136].copy_from_slice(&(u64::MAX >> 1).to_be_bytes());
+        let crc = crc32fast::hash(&page[..4092]);
+        page[4092..].copy_from_slice(&crc.to_be_bytes());
+        vfs.corrupt(Path::new(PATH), at, &page);
+    }
+    for _ in 0..3 {
+        let disk = options_of(&vfs).open(Path::new(PATH)).unwrap();
+        disk.write_at(&[8; 4096], 0).unwrap();
+        let error = disk.write_at(&[9; 4096], 5 * u64::from(BLOCK_BYTES)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+        disk.flush().unwrap();
+    }
+    let disk = options_of(&vfs).read_only(true).open(Path::new(PATH)).unwrap();
+    let mut buf = [0; 4096];
+    disk.read_at(&mut buf, 0).unwrap();
+    assert_eq!(buf, [8; 4096]);
+}

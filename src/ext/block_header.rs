@@ -3,7 +3,7 @@
 //! A slot of ours starts with one page; the VHD sector bitmap is its last bytes, the header its first 64. A header counts
 //! only at its own file offset (other tools move blocks without it) and the highest allocation sequence wins.
 
-use super::place::PAGE_BYTES;
+use super::place::{MAX_COUNTER, PAGE_BYTES};
 use crate::error::FormatError;
 use crate::vhd::UniqueId;
 use std::mem::{offset_of, size_of};
@@ -70,6 +70,10 @@ impl BlockHeader {
         if raw.crc.get() != crc {
             let found = format!("{:#010x}", raw.crc);
             return Err(FormatError::new(NAME, "CRC", CRC_OFFSET as u64, found, format_args!("{crc:#010x}")));
+        }
+        if raw.allocation.get() > MAX_COUNTER {
+            let expected = "at most 2^63 - 1";
+            return Err(FormatError::new(NAME, "allocation sequence", 40, raw.allocation, expected));
         }
         Ok(Some(BlockHeader {
             page_offset: raw.page_offset.get(),

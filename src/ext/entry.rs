@@ -4,7 +4,7 @@
 //! 8 bytes, then zeros. Its CRC starts from the session id, which no guest ever sees: bytes that a guest wrote into a data
 //! record can never pass for an entry, nor can an entry of an older lap or session.
 
-use super::place::PAGE_BYTES;
+use super::place::{MAX_COUNTER, PAGE_BYTES};
 use crate::defect::{self, Defect};
 use crate::error::FormatError;
 use std::mem::{offset_of, size_of};
@@ -390,6 +390,10 @@ pub fn parse_records<'a>(header: &EntryHeader, entry: &'a [u8]) -> Result<Vec<Re
         let (first_sector, sectors) = (raw.first_sector.get(), raw.sectors.get());
         let payload_fits = bytes.len() == sectors as usize * SECTOR;
         let record = match raw.kind.get() {
+            RECORD_ALLOC if allocation > MAX_COUNTER => {
+                let (found, expected) = (allocation.to_string(), "at most 2^63 - 1");
+                return Err(wrong("record allocation sequence", 16, found, expected));
+            }
             RECORD_ALLOC => {
                 let bitmap_set = raw.flags.get() & FLAG_BITMAP_SET != 0;
                 Record::Alloc { block, slot, allocation, bitmap_set }

@@ -18,6 +18,8 @@ pub const LOCATORS_OFFSET: u64 = 16384;
 pub const RING_OFFSET: u64 = 256 * 1024;
 /// Room kept for the BAT, in bytes: that of the largest disk, so that growing never moves a block.
 pub const BAT_ROOM_BYTES: u64 = 4 * 1024 * 1024;
+/// No sequence and no allocation number of a sound image is higher: none gets there by use, and counting on cannot overflow.
+pub const MAX_COUNTER: u64 = u64::MAX >> 1;
 /// The BAT starts at a multiple of this.
 const TABLE_ALIGNMENT: u64 = 1024 * 1024;
 

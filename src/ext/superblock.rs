@@ -4,7 +4,7 @@
 //! close. The two copies are written in turn; the valid one with the higher sequence counts.
 
 use super::entry::{SessionId, Tail};
-use super::place::PAGE_BYTES;
+use super::place::{MAX_COUNTER, PAGE_BYTES};
 use crate::error::FormatError;
 use crate::vfs::FileTime;
 use crate::vhd::UniqueId;
@@ -186,6 +186,13 @@ impl Superblock {
         let crc = crc32fast::hash(bytes.get(..CRC_OFFSET).unwrap_or_default());
         if raw.crc.get() != crc {
             return Err(wrong("CRC", CRC_OFFSET, format!("{:#010x}", raw.crc), &format!("{crc:#010x}")));
+        }
+        for (field, offset, counter) in
+            [("sequence", 8, &raw.sequence), ("next allocation", 128, &raw.next_allocation)]
+        {
+            if counter.get() > MAX_COUNTER {
+                return Err(wrong(field, offset, counter.to_string(), "at most 2^63 - 1"));
+            }
         }
         let newer = |field, offset, found: String, expected: &str| SuperblockError::Newer {
             disk_id: UniqueId::from_bytes(raw.disk_id),

@@ -6,7 +6,7 @@
 //! seen at all; that a flipped bit in it looks the same cannot be told.
 
 use crate::error::FormatError;
-use crate::ext::{self, EntryHeader, EntryKind, PAGE_BYTES, Record, SessionId, Superblock};
+use crate::ext::{self, EntryHeader, EntryKind, MAX_COUNTER, PAGE_BYTES, Record, SessionId, Superblock};
 use std::collections::BTreeMap;
 
 /// The live entries of a ring, in order.
@@ -30,6 +30,10 @@ impl Scan {
             // Superblocks name tails of a session only at its start, when the ring is empty.
             return Ok(Scan { ring, live: Vec::new() });
         };
+        if newest.sequence > MAX_COUNTER {
+            let (found, expected) = (newest.sequence, "at most 2^63 - 1");
+            return Err(FormatError::new("journal ring", "sequence", newest.place, found, expected));
+        }
         let tail = if newest.meta_tail.sequence <= newest.data_tail.sequence {
             newest.meta_tail
         } else {
@@ -72,6 +76,7 @@ impl Scan {
     /// For a repair alone, after [`Scan::new`] has failed.
     pub(crate) fn with_gaps(ring: Vec<u8>, superblock: &Superblock) -> Self {
         let mut live: Vec<EntryHeader> = valid_entries(&ring, superblock.session).into_values().collect();
+        live.retain(|entry| entry.sequence <= MAX_COUNTER);
         live.sort_by_key(|entry| entry.sequence);
         if let Some(newest) = live.last().copied() {
             let tail = newest.meta_tail.sequence.min(newest.data_tail.sequence);

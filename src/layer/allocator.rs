@@ -7,7 +7,7 @@
 use super::map::{BlockMap, Mapping};
 use super::reserve::Reserve;
 use crate::defect::{self, Defect};
-use crate::ext::Placement;
+use crate::ext::{MAX_COUNTER, Placement};
 use crate::journal::MapChange;
 use crate::vfs::File;
 use crate::vhd;
@@ -17,6 +17,8 @@ use std::ops::Range;
 
 /// At most this many slots are added at once.
 const MAX_GROWTH_SLOTS: u64 = 32;
+/// No slot is given out once this allocation was: those under way still get legal numbers.
+const LAST_ALLOCATION: u64 = MAX_COUNTER - u32::MAX as u64;
 
 /// What a write has brought of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +100,9 @@ impl Allocator {
     }
 
     fn take_slot(&mut self, file: &dyn File) -> io::Result<Option<u32>> {
+        if self.next_allocation > LAST_ALLOCATION {
+            return Ok(None);
+        }
         self.reserve.cover(file, self.without_page + 1)?;
         let slot = self.next_slot(file)?;
         self.without_page += u64::from(slot.is_some());

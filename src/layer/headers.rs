@@ -136,7 +136,10 @@ impl Headers {
                 return Err(Error::Damaged { path: path.to_path_buf(), what: what.into(), hint });
             }
         };
-        vhd::validate_geometry(&footer, &header).map_err(|error| error.at(path, 0))?;
+        vhd::validate_geometry(&footer, &header).map_err(|error| {
+            let at = if error.structure == "footer" { 0 } else { footer.data_offset };
+            error.at(path, at)
+        })?;
         let stale = superblock.filter(|_| front_lost && condition == Condition::HalfClosed);
         let doubt = doubt.or_else(|| self.stale_backup(&footer, &header, &stale?.0));
         Ok(Decision { footer, header, condition, superblock, front_lost, doubt })
@@ -212,6 +215,15 @@ impl Headers {
                         let expected = format!("512 less than the file's {} bytes", self.file_bytes);
                         FormatError::new("footer", "current size", 48, end.current_size, expected)
                             .at(path, self.file_bytes.saturating_sub(FOOTER_BYTES as u64))
+                    }
+                    _ if self.file_bytes < FOOTER_BYTES as u64 => {
+                        let found = format!("a file of {} bytes", self.file_bytes);
+                        FormatError::new("footer", "length", 0, found, "at least the 512 bytes of a footer")
+                            .at(path, 0)
+                    }
+                    Err(_) if *at == 0 && error.structure == "footer" => {
+                        let expected = format!("{}; the last sector holds no footer either", error.expected);
+                        FormatError { expected, ..error.clone() }.at(path, 0)
                     }
                     _ => error.clone().at(path, *at),
                 }),

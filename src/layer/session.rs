@@ -5,7 +5,7 @@ use super::dirty::{DirtyData, WritesUnderWay};
 use super::flush::FlushGate;
 use super::holes::Holes;
 use crate::error::{Error, Result};
-use crate::ext::{Placement, SUPERBLOCK_OFFSETS, SessionId, State, Superblock, Tail, feature};
+use crate::ext::{MAX_COUNTER, Placement, SUPERBLOCK_OFFSETS, SessionId, State, Superblock, Tail, feature};
 use crate::journal::{Failure, Journal};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::vfs::File;
@@ -100,7 +100,7 @@ impl Session {
     }
 }
 
-/// More allocations than one session can make: at 10,000 a second they last three years. Sixteen million crashes use them up.
+/// More allocations than one session can make: at 10,000 a second they last three years. Eight million crashes use them up.
 const ALLOCATIONS_OF_A_SESSION: u64 = 1 << 40;
 
 /// The two superblocks, written in turn.
@@ -161,7 +161,7 @@ impl Superblocks {
             ring_bytes: place.ring_bytes,
             meta_tail: Tail::FIRST,
             data_tail: Tail::FIRST,
-            next_allocation: next_allocation.saturating_add(ALLOCATIONS_OF_A_SESSION),
+            next_allocation: next_allocation.saturating_add(ALLOCATIONS_OF_A_SESSION).min(MAX_COUNTER),
             ..self.current
         };
         self.write_next(file)?;

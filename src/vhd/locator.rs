@@ -157,7 +157,10 @@ impl ParentLocator {
         let limit = self.space_bytes()?.min(u64::from(MAX_PAYLOAD));
         let length = u64::from(self.data_length);
         if length == 0 || length > limit {
-            let expected = format!("1 to {limit} bytes");
+            let expected = match limit {
+                0 => "0 bytes, as its data space is".to_string(),
+                _ => format!("1 to {limit} bytes"),
+            };
             return Err(wrong("data length", offset_of!(RawLocator, data_length), length, &expected));
         }
         match self.data_offset.checked_add(length) {
