@@ -91,6 +91,10 @@ defects! {
     DiscardShowsParent,
     /// Zeros are not written to an absent part of a differencing disk, whatever its parent holds there.
     ZerosDoNotHide,
+    /// Another parent is named before its locators are durable.
+    RepointBeforeLocators,
+    /// Another parent is named in both copies of the headers at once.
+    RepointCopiesAtOnce,
 }
 
 /// Whether a defect is switched on, on this thread.

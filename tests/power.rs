@@ -6,6 +6,9 @@
 #[path = "support/campaign.rs"]
 #[allow(dead_code, reason = "shared with the search for states")]
 mod campaign;
+#[path = "support/chain_ops.rs"]
+#[allow(dead_code, reason = "shared with the other tests of chains")]
+mod chain_ops;
 #[path = "support/crash.rs"]
 #[allow(dead_code, reason = "shared with the other tests of crashes")]
 mod crash;
@@ -47,6 +50,28 @@ fn kill(defect: Defect) -> Option<Wrong> {
     killed
 }
 
+/// An operation on a chain, by its seed, with the states that a crash in it may leave.
+type ChainOperation = fn(u64, &Bounds) -> Result<u64, String>;
+
+/// The operation on a chain that a defect is in, if it is in one.
+fn chain_operation(defect: Defect) -> Option<ChainOperation> {
+    match defect {
+        Defect::RepointBeforeLocators | Defect::RepointCopiesAtOnce => Some(chain_ops::relinked),
+        _ => None,
+    }
+}
+
+/// Runs the operation under the defect until a state is judged wrong. A panic counts.
+fn kill_operation(defect: Defect, operation: ChainOperation) -> Option<String> {
+    let run = |seed| {
+        defect::seed(Some(defect));
+        let result = std::panic::catch_unwind(|| operation(seed, &Bounds::sample(120)));
+        defect::seed(None);
+        result.unwrap_or_else(|_| Err("a panic".into())).err().map(|what| format!("seed {seed}: {what}"))
+    };
+    (0..SEEDS).find_map(run)
+}
+
 /// The command that shows again what was found.
 fn replay_command(defect: Defect, wrong: &Wrong) -> String {
     format!(
@@ -55,7 +80,7 @@ fn replay_command(defect: Defect, wrong: &Wrong) -> String {
     )
 }
 
-fn report(defect: Defect, killed: &Option<Wrong>) {
+fn report(defect: Defect, killed: &Option<String>) {
     let verdict = match killed {
         Some(wrong) => format!("killed by {wrong}"),
         None => format!("SURVIVED {SEEDS} workloads"),
@@ -72,7 +97,10 @@ fn every_seeded_defect_is_noticed() {
         for _ in 0..std::thread::available_parallelism().map_or(1, |n| n.get()) {
             scope.spawn(|| {
                 while let Some(&defect) = Defect::ALL.get(next.fetch_add(1, Ordering::SeqCst)) {
-                    let killed = kill(defect);
+                    let killed = match chain_operation(defect) {
+                        Some(operation) => kill_operation(defect, operation),
+                        None => kill(defect).map(|wrong| wrong.to_string()),
+                    };
                     report(defect, &killed);
                     results.lock().unwrap().push((defect, killed.is_some()));
                 }
@@ -85,6 +113,18 @@ fn every_seeded_defect_is_noticed() {
     let killed = results.len() - survivors.len();
     campaign::summary(&format!("power: defects killed {killed} / {} seeded", results.len()));
     assert!(survivors.is_empty(), "not noticed: {survivors:?}");
+}
+
+/// The defects of operations on chains alone: `COWVHD_DEFECT` names one.
+#[test]
+fn defects_of_chain_operations_are_noticed() {
+    let name = std::env::var("COWVHD_DEFECT").ok();
+    for &defect in Defect::ALL.iter().filter(|d| name.as_ref().is_none_or(|name| format!("{d:?}") == *name)) {
+        let Some(operation) = chain_operation(defect) else { continue };
+        let killed = kill_operation(defect, operation);
+        report(defect, &killed);
+        assert!(killed.is_some(), "not noticed: {defect:?}");
+    }
 }
 
 /// What a failure prints shows exactly that state again, in another process.

@@ -22,6 +22,7 @@ mod output;
 mod parents;
 mod pid_file;
 mod progress;
+mod rebase;
 mod repair;
 mod serve;
 mod shutdown;
@@ -54,6 +55,7 @@ enum Verb {
     Map(map::Map),
     Diff(diff::Diff),
     ExportDelta(export_delta::ExportDelta),
+    Rebase(rebase::Rebase),
     Check(check::Check),
     Repair(repair::Repair),
     Serve(serve::Serve),
@@ -74,6 +76,7 @@ fn main() -> ExitCode {
         Verb::Map(map) => map.run(),
         Verb::Diff(diff) => diff.run(),
         Verb::ExportDelta(export) => export.run(),
+        Verb::Rebase(rebase) => rebase.run(),
         Verb::Check(check) => return check.run(),
         Verb::Repair(repair) => return repair.run(),
         Verb::Serve(serve) => serve.run(),

@@ -3,15 +3,17 @@
 use crate::failure::Failure;
 use crate::{Arguments, output};
 use clap::CommandFactory;
+use clap::builder::PossibleValuesParser;
 
 /// The verbs in the order of the help.
-pub(crate) const VERBS: [&str; 12] = [
+pub(crate) const VERBS: &[&str] = &[
     "create",
     "convert",
     "info",
     "map",
     "diff",
     "export-delta",
+    "rebase",
     "check",
     "repair",
     "serve",
@@ -26,7 +28,7 @@ pub(crate) const VERBS: [&str; 12] = [
 #[derive(Debug, clap::Args)]
 pub(crate) struct Man {
     /// The verb to describe; without it, the command as a whole.
-    #[arg(value_parser = VERBS)]
+    #[arg(value_parser = PossibleValuesParser::new(VERBS))]
     verb: Option<String>,
 }
 

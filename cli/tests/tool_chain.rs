@@ -127,3 +127,31 @@ fn a_delta_shows_the_newer_point_over_the_older_one() {
     assert!(std::fs::read(bench.path("now.raw")).unwrap() == content("vm"));
     bench.cowvhd(&["export-delta", "vm.vhd", "now.vhd", "--from", "a"]).must_say(1, &["exists already"]);
 }
+
+#[test]
+fn a_parent_that_moved_is_found_again() {
+    let bench = chain();
+    std::fs::create_dir(bench.path("store")).unwrap();
+    std::fs::rename(bench.path("vm@b.vhd"), bench.path("store/b.vhd")).unwrap();
+    bench.cowvhd(&["convert", "vm.vhd", "x.raw"]).must_say(1, &["was not found", "--parent"]);
+    // Its own parent is not where it was, from there.
+    bench
+        .cowvhd(&["rebase", "vm.vhd", "--relink", "--parent", "store/b.vhd"])
+        .must_say(1, &["store/b.vhd", "was not found"]);
+    bench
+        .cowvhd(&["rebase", "store/b.vhd", "--relink", "--parent", "vm@a.vhd", "--allow-parents-in", "."])
+        .must_be(0);
+    let allow = ["--allow-parents-in", "."];
+    bench
+        .cowvhd(&[&["rebase", "vm.vhd", "--relink", "--parent", "store/b.vhd"][..], &allow].concat())
+        .must_be(0);
+    bench.cowvhd(&["convert", "vm.vhd", "now.raw"]).must_be(0);
+    assert!(std::fs::read(bench.path("now.raw")).unwrap() == content("vm"));
+    bench.cowvhd(&["rebase", "vm.vhd", "--relink", "--parent", "vm@a.vhd"]).must_say(1, &["is another disk"]);
+    bench.cowvhd(&["rebase", "vm@a.vhd", "--relink", "--parent", "vm.vhd"]).must_say(16, &["has no parent"]);
+    let serving = bench.serve(&["vm.vhd"]);
+    bench.cowvhd(&["rebase", "vm.vhd", "--relink", "--parent", "store/b.vhd"]).must_say(1, &["in use by"]);
+    serving.terminate();
+    let checked = bench.cowvhd(&["check", "vm.vhd"]);
+    assert_eq!(checked.code, 0, "{checked:?}");
+}

@@ -15,7 +15,7 @@ pub use entry::{
 };
 pub use manifest::{Digest, Manifest, ManifestBlob, ManifestDisk, is_name};
 pub use place::{
-    BAT_ROOM_BYTES, HEADER_BACKUP_OFFSET, LOCATORS_OFFSET, MAX_COUNTER, PAGE_BYTES, Placement, RING_OFFSET,
-    SUPERBLOCK_OFFSETS,
+    BAT_ROOM_BYTES, HEADER_BACKUP_OFFSET, LOCATORS_END, LOCATORS_OFFSET, MAX_COUNTER, PAGE_BYTES, Placement,
+    RING_OFFSET, SUPERBLOCK_OFFSETS,
 };
 pub use superblock::{Fingerprint, State, Superblock, SuperblockError, feature};

@@ -13,6 +13,8 @@ pub const SUPERBLOCK_OFFSETS: [u64; 2] = [4096, 8192];
 pub const HEADER_BACKUP_OFFSET: u64 = 12288;
 /// File offset of the parent locators of differencing images made here, a page each.
 pub const LOCATORS_OFFSET: u64 = 16384;
+/// Behind the pages for parent locators: four times as many as one parent takes.
+pub const LOCATORS_END: u64 = 65536;
 /// File offset of the journal ring in images made here. From 16384 up to it space is kept for parent locators and for
 /// records of later versions.
 pub const RING_OFFSET: u64 = 256 * 1024;

@@ -468,15 +468,32 @@ impl Journal {
         let images: Vec<(u64, Vec<u8>)> = table_images.chain(block_images).collect();
         let records: Vec<Record<'_>> =
             images.iter().map(|(offset, bytes)| Record::Image { offset: *offset, bytes }).collect();
-        let mut rest = records.as_slice();
+        self.append_images_of_all(file, &records)?;
+        self.imaged_pages.extend(pages);
+        self.imaged_slots.extend(slots);
+        Ok(())
+    }
+
+    /// Makes images of pages durable that are neither the BAT's nor a block's. The caller brings them in place before anything else
+    /// is journaled, or stops the session.
+    pub(crate) fn append_images_of(
+        &mut self,
+        file: &dyn File,
+        pages: &[(u64, &[u8])],
+    ) -> Result<(), Failure> {
+        let records: Vec<Record<'_>> =
+            pages.iter().map(|&(offset, bytes)| Record::Image { offset, bytes }).collect();
+        self.append_images_of_all(file, &records)
+    }
+
+    fn append_images_of_all(&mut self, file: &dyn File, images: &[Record<'_>]) -> Result<(), Failure> {
+        let mut rest = images;
         while !rest.is_empty() {
             match self.try_append(file, rest, false, 0)? {
                 Some(appended) => rest = rest.get(appended.records..).unwrap_or_default(),
                 None => return Err(ring_full()),
             }
         }
-        self.imaged_pages.extend(pages);
-        self.imaged_slots.extend(slots);
         Ok(())
     }
 

@@ -5,7 +5,7 @@
 
 use super::block_page::BlockPage;
 use crate::error::FormatError;
-use crate::ext::{BlockHeader, PAGE_BYTES, Placement, Record};
+use crate::ext::{BlockHeader, HEADER_BACKUP_OFFSET, PAGE_BYTES, Placement, Record};
 use crate::vhd::{self, UniqueId};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -45,6 +45,8 @@ pub(crate) struct Replay<'a> {
     /// The allocation that each slot has by the live records, where they tell.
     allocations: HashMap<u32, u64>,
     next_allocation: u64,
+    /// The image of the start of the file.
+    front: Option<&'a [u8]>,
 }
 
 impl<'a> Replay<'a> {
@@ -67,6 +69,7 @@ impl<'a> Replay<'a> {
             data: Vec::new(),
             allocations: HashMap::new(),
             next_allocation: 0,
+            front: None,
         };
         for record in records {
             replay.apply(record, &mut read_page)?;
@@ -187,8 +190,8 @@ impl<'a> Replay<'a> {
         Ok(())
     }
 
-    /// An image may only aim at the BAT's pages or at a block page.
-    fn apply_image(&mut self, offset: u64, bytes: &[u8]) -> Result<(), ReplayError> {
+    /// An image may only aim at the BAT's pages, at a block page, at the start of the file or at its backup.
+    fn apply_image(&mut self, offset: u64, bytes: &'a [u8]) -> Result<(), ReplayError> {
         if let Some(at) = offset.checked_sub(self.place.table_offset).map(|at| at as usize)
             && let Some(target) = self.table.get_mut(at..at.saturating_add(bytes.len()))
             && at.is_multiple_of(PAGE)
@@ -197,6 +200,13 @@ impl<'a> Replay<'a> {
             target.copy_from_slice(bytes);
             self.changed_table_pages.insert(at / PAGE);
             self.imaged_table_pages.insert(at / PAGE);
+            return Ok(());
+        }
+        if bytes.len() == PAGE && [0, HEADER_BACKUP_OFFSET].contains(&offset) {
+            // The backup holds the same, which is written from there.
+            if offset == 0 {
+                self.front = Some(bytes);
+            }
             return Ok(());
         }
         let on_grid = offset
@@ -215,7 +225,7 @@ impl<'a> Replay<'a> {
                     "image",
                     8,
                     found,
-                    "a page of the BAT or a block page",
+                    "a page of the BAT, a block page, or the headers",
                 )
                 .into())
             }
@@ -271,6 +281,11 @@ impl<'a> Replay<'a> {
     /// The block pages that records or images touched, by file offset.
     pub(crate) fn block_pages(&self) -> impl Iterator<Item = (u64, &BlockPage)> + '_ {
         self.pages.iter().map(|(&offset, page)| (offset, page))
+    }
+
+    /// The start of the file, where another parent was named.
+    pub(crate) fn front(&self) -> Option<&'a [u8]> {
+        self.front
     }
 
     /// The guest data to be written again, in order.

@@ -27,7 +27,7 @@ impl Layer {
         // A close that failed before has poisoned the disk.
         session.check(&self.path)?;
         if defect::active(Defect::CloseCookieFirst) {
-            let _ = write_header(&*self.file, &self.header, HeaderCookie::Normal);
+            let _ = write_header(&*self.file, &core.headers.1, HeaderCookie::Normal);
         }
         let result = self
             .flush_locked(session, &mut core)
@@ -58,7 +58,7 @@ impl Layer {
 
         file.set_len(file_bytes).map_err(failed("cutting the file behind its last block"))?;
         session.allocator.lock().set_file_bytes(file_bytes);
-        let footer = self.footer.to_bytes();
+        let footer = core.headers.0.to_bytes();
         file.write_all_at(&footer, end).map_err(failed("writing the footer"))?;
         if !defect::active(Defect::CloseWithoutSync) {
             core.journal.sync(file)?;
@@ -68,7 +68,7 @@ impl Layer {
         let fingerprint = Fingerprint {
             file_bytes,
             footer_crc: crc32fast::hash(&footer),
-            header_crc: crc32fast::hash(&self.header.to_bytes()),
+            header_crc: crc32fast::hash(&core.headers.1.to_bytes()),
             bat_crc: entries_crc(core.journal.table()),
             modified,
         };
@@ -85,7 +85,7 @@ impl Layer {
             core.superblocks.current = Superblock { sequence, ..dirty };
             return Err(failed("writing a superblock")(error));
         }
-        write_header(file, &self.header, HeaderCookie::Normal)
+        write_header(file, &core.headers.1, HeaderCookie::Normal)
             .map_err(failed("writing the dynamic header"))?;
         file.set_modified(modified).map_err(failed("setting the modification time"))
     }

@@ -43,8 +43,12 @@ pub(crate) struct ParentLink {
 const LOCATOR_SPACE: u32 = PAGE_BYTES as u32;
 
 impl ParentLink {
-    /// Puts the link into a dynamic header. Returns the payloads of the locators and where they go.
-    fn describe(&self, header: &mut DynamicHeader) -> Result<Vec<(u64, Vec<u8>)>> {
+    /// Puts the link into a dynamic header, with locators in these pages. Returns the payloads of the locators and where they go.
+    pub(super) fn describe(
+        &self,
+        header: &mut DynamicHeader,
+        pages: [u64; 3],
+    ) -> Result<Vec<(u64, Vec<u8>)>> {
         let path = self.path.as_os_str().as_bytes();
         let refuse = |error: FormatError| Error::Invalid {
             what: format!(
@@ -65,9 +69,8 @@ impl ParentLink {
         header.locators = [ParentLocator::default(); 8];
         let mut payloads = Vec::new();
         let platforms = [PlatformCode::MacX, PlatformCode::W2ku, PlatformCode::W2ru];
-        for (index, (platform, locator)) in platforms.into_iter().zip(&mut header.locators).enumerate() {
+        for ((platform, locator), offset) in platforms.into_iter().zip(&mut header.locators).zip(pages) {
             let payload = encode_relative(platform, path).map_err(refuse)?;
-            let offset = LOCATORS_OFFSET + index as u64 * u64::from(LOCATOR_SPACE);
             if payload.len() > LOCATOR_SPACE as usize {
                 let what = format!("the path \"{}\" of the parent is too long", self.path.display());
                 return Err(Error::Invalid { what });
@@ -128,7 +131,10 @@ fn write_image(
     let footer = Footer::new(disk_type, parameters.size, disk_id, Timestamp::from_unix_seconds(now.seconds));
     let mut header = DynamicHeader::new(place.table_offset, place.table_entries, place.block_bytes);
     let locators = match &parameters.parent {
-        Some(parent) => parent.describe(&mut header)?,
+        Some(parent) => {
+            let page = |index: u64| LOCATORS_OFFSET + index * PAGE_BYTES;
+            parent.describe(&mut header, [page(0), page(1), page(2)])?
+        }
         None => Vec::new(),
     };
     let pair = pair_bytes(&footer, &header);

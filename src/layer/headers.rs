@@ -268,6 +268,35 @@ impl Headers {
 }
 
 impl Decision {
+    /// The headers in a journaled image of the start of the file: those that count, but for what they say of the parent.
+    pub(super) fn journaled_pair(&self, page: &[u8]) -> Result<HeaderPair, FormatError> {
+        let footer = Footer::parse(page.get(..FOOTER_BYTES).unwrap_or_default())?;
+        let header = DynamicHeader::parse(page.get(FOOTER_BYTES..HEADER_END).unwrap_or_default())?;
+        let differs = |field, found: u64, expected: u64| {
+            Err(FormatError::new("journaled header", field, 0, found, expected))
+        };
+        if footer.unique_id != self.footer.unique_id {
+            let found = footer.unique_id;
+            return Err(FormatError::new("journaled footer", "unique id", 68, found, self.footer.unique_id));
+        }
+        if footer.current_size != self.footer.current_size {
+            return differs("current size", footer.current_size, self.footer.current_size);
+        }
+        if header.table_offset != self.header.table_offset {
+            return differs("table offset", header.table_offset, self.header.table_offset);
+        }
+        if (header.max_table_entries, header.block_size)
+            != (self.header.max_table_entries, self.header.block_size)
+        {
+            return differs(
+                "max table entries",
+                header.max_table_entries.into(),
+                self.header.max_table_entries.into(),
+            );
+        }
+        Ok((footer, DynamicHeader { cookie: HeaderCookie::Normal, ..header }))
+    }
+
     /// Where things lie, from the header and the superblock; checks that no area covers another and all lie in the file.
     pub(crate) fn placement(&self, path: &Path, file_bytes: u64) -> Result<Placement> {
         let header = &self.header;

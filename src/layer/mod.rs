@@ -20,6 +20,7 @@ mod open;
 mod overlay;
 mod recover;
 mod relocate;
+mod repoint;
 mod reserve;
 mod session;
 mod table;
@@ -44,7 +45,7 @@ use crate::error::{Error, Result};
 use crate::ext::{BlockHeader, PAGE_BYTES, Placement};
 use crate::sync::Arc;
 use crate::vfs::{File, FileExt, Vfs};
-use crate::vhd::{self, DynamicHeader, Footer, bitmap};
+use crate::vhd::{self, Footer, bitmap};
 use map::BlockMap;
 use session::Session;
 use std::ops::Range;
@@ -69,7 +70,6 @@ pub(crate) struct Layer {
     vfs: Arc<dyn Vfs>,
     file: Arc<dyn File>,
     footer: Footer,
-    header: DynamicHeader,
     place: Placement,
     map: BlockMap,
     /// The partial blocks, in a differencing layer.

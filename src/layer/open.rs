@@ -15,7 +15,7 @@ use super::table::{self, Survey};
 use super::units::Units;
 use crate::defect::{self, Defect};
 use crate::error::{Error, Result};
-use crate::ext::{HEADER_BACKUP_OFFSET, Placement, SessionId, feature};
+use crate::ext::{HEADER_BACKUP_OFFSET, Placement, Record, SessionId, feature};
 use crate::journal::{BlockPage, Journal, Ring, write_zeros, zero_range};
 use crate::sync::Arc;
 use crate::vfs::{Access, File, Vfs};
@@ -104,7 +104,27 @@ impl Opening {
         place: Placement,
     ) -> Self {
         let (path, sync_failed) = (path.to_path_buf(), Cell::new(false));
-        Opening { vfs, file, path, headers, decision, place, sync_failed }
+        let mut opening = Opening { vfs, file, path, headers, decision, place, sync_failed };
+        opening.take_journaled_headers();
+        opening
+    }
+
+    /// Headers that a journal holds count, whatever state of a change of the parent the file is in. A journal that cannot be read is
+    /// left to whoever replays it.
+    fn take_journaled_headers(&mut self) {
+        if self.decision.condition != Condition::Dirty {
+            return;
+        }
+        let Ok(scan) = recover::scan_ring(self) else { return };
+        let Ok(records) = scan.records() else { return };
+        let journaled = records.iter().rev().find_map(|record| match record {
+            Record::Image { offset: 0, bytes } => Some(*bytes),
+            _ => None,
+        });
+        if let Some(Ok((footer, header))) = journaled.map(|page| self.decision.journaled_pair(page)) {
+            self.decision.footer = footer;
+            self.decision.header = header;
+        }
     }
 
     /// The headers that count.
@@ -363,7 +383,8 @@ impl Opening {
         let journal = Journal::new(ring, self.place, self.decision.footer.unique_id, entries);
         let file_bytes = self.place.file_bytes(fresh);
         let allocator = Allocator::new(self.place, free, fresh, file_bytes, next_allocation);
-        let session = Session::new(journal, allocator, superblocks);
+        let headers = (self.decision.footer.clone(), self.decision.header.clone());
+        let session = Session::new(journal, allocator, superblocks, headers);
         let layer = self.into_layer(map, Overlay::default(), Some(session), foreign);
         layer.clear_table_pages()?;
         Ok(layer)
@@ -385,7 +406,6 @@ impl Opening {
             vfs: self.vfs,
             file: self.file,
             footer: self.decision.footer,
-            header: self.decision.header,
             place: self.place,
             map,
             units,

@@ -60,18 +60,22 @@ pub(super) fn limit<'a>(opening: &Opening, replay: &'a Replay<'_>) -> impl Fn(u3
     move |entry| if replay.allocates(entry) { u64::MAX } else { file_bytes }
 }
 
-/// Writes the start of the file from the backup where it is lost; else both again, one after the other: an earlier attempt may
-/// have left either of them in the cache and not on the medium.
+/// Writes the start of the file and the backup, one after the other, the one first that does not count: an earlier attempt may have
+/// left either of them in the cache and not on the medium, or in the middle of naming another parent.
 fn restore_lost_headers(opening: &Opening) -> Result<()> {
     let (footer, header) = (&opening.decision.footer, &opening.decision.header);
+    let dirty = DynamicHeader { cookie: HeaderCookie::Dirty, ..header.clone() };
+    let front = pair_bytes(footer, &dirty);
+    let write_front = || {
+        let written = opening.file.write_durable_at(&front, 0);
+        written.map_err(opening.io("writing the start of the file"))
+    };
     if opening.decision.front_lost {
-        let dirty = DynamicHeader { cookie: HeaderCookie::Dirty, ..header.clone() };
-        let written = opening.file.write_all_at(&pair_bytes(footer, &dirty), 0);
-        written.map_err(opening.io("writing the start of the file from its backup"))?;
-        return opening.sync();
+        write_front()?;
+        return opening.write_backup();
     }
     opening.write_backup()?;
-    opening.write_header(HeaderCookie::Dirty)
+    write_front()
 }
 
 /// Reads the ring and finds its live part. A half-closed image has none.
@@ -110,10 +114,16 @@ pub(super) fn replay<'a>(opening: &Opening, scan: &'a Scan) -> Result<Replay<'a>
         opening.file.read_or_zero_at(&mut page, offset).map(|()| page)
     };
     let disk_id = opening.decision.footer.unique_id;
-    Replay::new(opening.place, disk_id, table, &records, read_page).map_err(|error| match error {
-        ReplayError::Format(error) => as_damage(error),
-        ReplayError::Io(error) => Error::io(&opening.path, "reading a block page", error),
-    })
+    let replay =
+        Replay::new(opening.place, disk_id, table, &records, read_page).map_err(|error| match error {
+            ReplayError::Format(error) => as_damage(error),
+            ReplayError::Io(error) => Error::io(&opening.path, "reading a block page", error),
+        })?;
+    // What they say counts since the file was opened.
+    if let Some(front) = replay.front() {
+        opening.decision.journaled_pair(front).map_err(as_damage)?;
+    }
+    Ok(replay)
 }
 
 /// Makes durable, in the old session, an image of every page that is about to change and has none in the live ring: if

@@ -3,6 +3,7 @@
 use super::allocator::Allocator;
 use super::dirty::{DirtyData, WritesUnderWay};
 use super::flush::FlushGate;
+use super::headers::HeaderPair;
 use super::holes::Holes;
 use crate::error::{Error, Result};
 use crate::ext::{MAX_COUNTER, Placement, SUPERBLOCK_OFFSETS, SessionId, State, Superblock, Tail, feature};
@@ -34,6 +35,8 @@ pub(crate) struct Session {
 pub(crate) struct SessionCore {
     pub(super) journal: Journal,
     pub(super) superblocks: Superblocks,
+    /// Footer and dynamic header, with its normal cookie, as the next close writes them.
+    pub(super) headers: HeaderPair,
     /// The value of `commits` that the last flush covered.
     pub(super) flushed_commits: u64,
     /// The image was closed cleanly; nothing is left to flush.
@@ -44,13 +47,19 @@ pub(crate) struct SessionCore {
 }
 
 impl Session {
-    pub(super) fn new(journal: Journal, allocator: Allocator, superblocks: Superblocks) -> Self {
+    pub(super) fn new(
+        journal: Journal,
+        allocator: Allocator,
+        superblocks: Superblocks,
+        headers: HeaderPair,
+    ) -> Self {
         Session {
             closing: Mutex::new(()),
             gate: FlushGate::default(),
             core: Mutex::new(SessionCore {
                 journal,
                 superblocks,
+                headers,
                 flushed_commits: 0,
                 closed: false,
                 holes: Holes::default(),

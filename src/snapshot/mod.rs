@@ -1,11 +1,14 @@
 //! Points of a chain: each layer is one, with what the disk held when a child was put over it.
 //!
-//! [`diff()`] tells what changed between two of them, and [`export_delta`] makes a differencing disk of that.
+//! [`diff()`] tells what changed between two of them, [`export_delta`] makes a differencing disk of that, and
+//! [`relink`] finds a parent again that has moved.
 
 mod diff;
 mod export;
 mod point;
+mod rebase;
 
 pub use diff::{Change, ChangeKind, Diff, diff};
 pub use export::export_delta;
 pub use point::snapshot_path;
+pub use rebase::relink;
