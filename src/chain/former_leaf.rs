@@ -32,6 +32,26 @@ impl Source for Layer {
         Ok(())
     }
 
+    fn blocks(&self, blocks: Range<u64>, _: u64, visit: &mut dyn FnMut(u64, u32)) -> Result<()> {
+        // A leaf has blocks like its disk.
+        for block in blocks {
+            if let Some(slot) = self.known_mapping(block as u32).slot() {
+                visit(block, slot);
+            }
+        }
+        Ok(())
+    }
+
+    fn resolve_block(
+        &self,
+        range: Range<u64>,
+        _: u64,
+        _: u32,
+        visit: &mut dyn FnMut(Range<u64>, Found),
+    ) -> Result<()> {
+        self.resolve(range, visit)
+    }
+
     fn read_file(&self, at: u64, buf: &mut [u8]) -> Result<()> {
         Layer::read_file(self, at, buf)
     }

@@ -12,6 +12,7 @@
 //! whatever the depth. The leaf is looked at first and is not part of the map. When a running disk gets a new leaf, the old one
 //! becomes a parent and is folded into the map.
 
+mod candidates;
 mod flat;
 mod former_leaf;
 mod locate;

@@ -120,21 +120,25 @@ impl ParentImage {
         Ok(())
     }
 
-    fn resolve_block(
+    /// The same as [`Source::resolve`] within one block, whose entry of the BAT is known.
+    fn resolve_entry(
         &self,
         blocks: &Blocks,
         entry: u32,
         range: Range<u64>,
-        absent: Found,
         visit: &mut dyn FnMut(Range<u64>, Found),
     ) -> Result<()> {
-        let block_bytes = u64::from(blocks.place.block_bytes);
-        let block = range.start / block_bytes;
-        let start = block * block_bytes;
+        let absent = match self.footer.disk_type {
+            DiskType::Differencing => Found::Below,
+            _ => Found::Zero,
+        };
         if entry == vhd::UNALLOCATED {
             visit(range, absent);
             return Ok(());
         }
+        let block_bytes = u64::from(blocks.place.block_bytes);
+        let block = range.start / block_bytes;
+        let start = block * block_bytes;
         self.check_entry(&blocks.place, block, entry)?;
         let mut bits = vec![0; blocks.place.bitmap_bytes() as usize];
         self.read("a sector bitmap", blocks.place.bitmap_offset(entry), &mut bits)?;
@@ -148,34 +152,71 @@ impl ParentImage {
         }
         Ok(())
     }
+
+    fn with_blocks_of(&self, block_bytes: u64) -> Option<&Blocks> {
+        self.blocks.as_ref().filter(|blocks| u64::from(blocks.place.block_bytes) == block_bytes)
+    }
+
+    /// Splits a range in what lies within the disk and what lies past its end: that is zeros, whatever its own parent has there.
+    fn split_at_end(&self, range: Range<u64>) -> (Range<u64>, Range<u64>) {
+        let end = range.end.min(self.footer.current_size.max(range.start));
+        (range.start..end, end..range.end)
+    }
 }
 
 impl Source for ParentImage {
     fn resolve(&self, range: Range<u64>, visit: &mut dyn FnMut(Range<u64>, Found)) -> Result<()> {
-        // What lies past the end of a parent is zeros, whatever its own parent has there.
-        let end = range.end.min(self.footer.current_size.max(range.start));
-        let inside = range.start..end;
+        let (inside, past) = self.split_at_end(range);
         if !inside.is_empty() {
             match &self.blocks {
                 None => visit(inside.clone(), Found::File(inside.start)),
                 Some(blocks) => {
-                    let absent = match self.footer.disk_type {
-                        DiskType::Differencing => Found::Below,
-                        _ => Found::Zero,
-                    };
                     let block_bytes = u64::from(blocks.place.block_bytes);
                     let touched = inside.start / block_bytes..inside.end.div_ceil(block_bytes);
                     let mut at = inside.start;
                     for (block, entry) in touched.clone().zip(self.entries(blocks, touched)?) {
                         let end = inside.end.min((block + 1) * block_bytes);
-                        self.resolve_block(blocks, entry, at..end, absent, visit)?;
+                        self.resolve_entry(blocks, entry, at..end, visit)?;
                         at = end;
                     }
                 }
             }
         }
-        if end < range.end {
-            visit(end..range.end, Found::Zero);
+        if !past.is_empty() {
+            visit(past, Found::Zero);
+        }
+        Ok(())
+    }
+
+    fn blocks(&self, wanted: Range<u64>, block_bytes: u64, visit: &mut dyn FnMut(u64, u32)) -> Result<()> {
+        let entries = match self.with_blocks_of(block_bytes) {
+            Some(own) => self.entries(own, wanted.clone())?,
+            // It has no such blocks: each may hold anything.
+            None => vec![0; (wanted.end - wanted.start) as usize],
+        };
+        for (block, entry) in wanted.zip(entries) {
+            let ends_inside = (block + 1).saturating_mul(block_bytes) > self.footer.current_size;
+            if entry != vhd::UNALLOCATED || ends_inside {
+                visit(block, entry);
+            }
+        }
+        Ok(())
+    }
+
+    fn resolve_block(
+        &self,
+        range: Range<u64>,
+        block_bytes: u64,
+        entry: u32,
+        visit: &mut dyn FnMut(Range<u64>, Found),
+    ) -> Result<()> {
+        let Some(own) = self.with_blocks_of(block_bytes) else { return self.resolve(range, visit) };
+        let (inside, past) = self.split_at_end(range);
+        if !inside.is_empty() {
+            self.resolve_entry(own, entry, inside, visit)?;
+        }
+        if !past.is_empty() {
+            visit(past, Found::Zero);
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 //! word said before. Until that is done the old leaf is asked first. A word that was folded already says the same of what the leaf does
 //! not hold, so that it does not matter which one a reader meets.
 
+use super::candidates::{Candidate, Candidates};
 use super::flat::{self, Flat, FlatMap, Place, Run};
 use super::source::{Found, Source};
 use crate::error::{Error, Result};
@@ -13,11 +14,15 @@ use crate::sync::{Arc, AtomicBool, Ordering};
 use crate::vhd::SECTOR;
 use std::ops::Range;
 
+/// From so many parents on, those are found first that hold a block at all.
+const MANY: usize = 8;
+
 /// The layers beneath a leaf, from the bottom up.
 #[derive(Debug)]
 pub(crate) struct Parents {
     sources: Vec<Arc<dyn Source>>,
     flat: Arc<FlatMap>,
+    candidates: Arc<Candidates>,
     /// The topmost source was the leaf, and is not in the flat map yet.
     top_first: AtomicBool,
     block_bytes: u64,
@@ -33,7 +38,8 @@ impl Parents {
     pub(crate) fn new(sources: Vec<Arc<dyn Source>>, block_bytes: u32, size: u64) -> Self {
         let block_bytes = u64::from(block_bytes);
         let flat = Arc::new(FlatMap::new(size.div_ceil(block_bytes)));
-        Parents { sources, flat, top_first: AtomicBool::new(false), block_bytes, size }
+        let candidates = Arc::new(Candidates::new());
+        Parents { sources, flat, candidates, top_first: AtomicBool::new(false), block_bytes, size }
     }
 
     /// What is beneath the next leaf of a disk whose leaf is `leaf` now, over `below`. To be folded in ([`Parents::fold`]) once
@@ -41,12 +47,15 @@ impl Parents {
     pub(crate) fn over(below: Option<&Parents>, leaf: &Arc<Layer>) -> Self {
         let block_bytes = u64::from(leaf.place().block_bytes);
         let size = leaf.footer().current_size;
-        let (below, flat) = match below {
-            None => (&[][..], Arc::new(FlatMap::zeros(size.div_ceil(block_bytes)))),
-            Some(below) => (&below.sources[..], Arc::clone(&below.flat)),
+        let (below, flat, candidates) = match below {
+            None => {
+                let flat = FlatMap::zeros(size.div_ceil(block_bytes));
+                (&[][..], Arc::new(flat), Arc::new(Candidates::new()))
+            }
+            Some(below) => (&below.sources[..], Arc::clone(&below.flat), Arc::clone(&below.candidates)),
         };
         let sources = below.iter().cloned().chain([Arc::clone(leaf) as Arc<dyn Source>]).collect();
-        Parents { sources, flat, top_first: AtomicBool::new(true), block_bytes, size }
+        Parents { sources, flat, candidates, top_first: AtomicBool::new(true), block_bytes, size }
     }
 
     /// The same with `top`, which holds the same, in the place of the topmost parent, which is folded in.
@@ -56,6 +65,7 @@ impl Parents {
         Parents {
             sources: self.sources.iter().take(below).cloned().chain([top]).collect(),
             flat: Arc::clone(&self.flat),
+            candidates: Arc::clone(&self.candidates),
             top_first: AtomicBool::new(self.top_first.load(Ordering::Acquire)),
             ..*self
         }
@@ -188,31 +198,78 @@ impl Parents {
     }
 
     fn look(&self, block: u32) -> Result<Flat> {
-        let Range { start, end } = self.sectors_of(block);
-        let mut wanted: Vec<Range<u64>> = std::iter::once(start..end).collect();
-        let mut runs: Vec<Run> = Vec::new();
-        for (source, layer) in self.sources.iter().enumerate().rev() {
-            let mut below: Vec<Range<u64>> = Vec::new();
-            for range in wanted {
-                layer.resolve(range, &mut |part, found| match found {
-                    Found::Zero => {}
-                    Found::Below => match below.last_mut() {
-                        Some(last) if last.end == part.start => last.end = part.end,
-                        _ => below.push(part),
-                    },
-                    Found::File(file_offset) => runs.push(Run {
-                        first_sector: ((part.start - start) / SECTOR) as u32,
-                        sectors: ((part.end - part.start) / SECTOR) as u32,
-                        place: Place { source: source as u32, file_offset },
-                    }),
-                })?;
+        let mut look = Look::new(self.sectors_of(block));
+        if self.sources.len() < MANY {
+            for (source, parent) in self.sources.iter().enumerate().rev() {
+                look.ask(source as u32, |range, visit| parent.resolve(range, visit))?;
             }
-            wanted = below;
-            if wanted.is_empty() {
-                break;
+        } else {
+            let window = self.candidates.window(block, self.block_bytes, &self.sources)?;
+            for &Candidate { source, entry } in window.of(block) {
+                let Some(parent) = self.sources.get(source as usize) else { continue };
+                look.ask(source, |range, visit| parent.resolve_block(range, self.block_bytes, entry, visit))?;
             }
         }
-        Ok(from_runs(runs, ((end - start) / SECTOR) as u32))
+        Ok(look.end())
+    }
+}
+
+/// A block that is being looked for, from the topmost parent down.
+struct Look {
+    block: Range<u64>,
+    /// What no parent has decided yet, in order.
+    wanted: Vec<Range<u64>>,
+    runs: Vec<Run>,
+}
+
+impl Look {
+    fn new(block: Range<u64>) -> Self {
+        Look { wanted: vec![block.clone()], block, runs: Vec::new() }
+    }
+
+    /// Takes over what the next parent has to say; it is not asked if nothing is left to be decided.
+    fn ask(
+        &mut self,
+        source: u32,
+        resolve: impl FnOnce(Range<u64>, &mut dyn FnMut(Range<u64>, Found)) -> Result<()>,
+    ) -> Result<()> {
+        let (Some(first), Some(last)) = (self.wanted.first(), self.wanted.last()) else { return Ok(()) };
+        // In one go, since it may have to read its bitmap for it.
+        let hull = first.start..last.end;
+        let start = self.block.start;
+        let (runs, wanted) = (&mut self.runs, &self.wanted);
+        let mut below: Vec<Range<u64>> = Vec::new();
+        let mut next = 0;
+        resolve(hull, &mut |part, found| {
+            // Parts and wanted ranges are both in order.
+            while let Some(range) = wanted.get(next) {
+                let common = range.start.max(part.start)..range.end.min(part.end);
+                if !common.is_empty() {
+                    match found {
+                        Found::Zero => {}
+                        Found::Below => match below.last_mut() {
+                            Some(last) if last.end == common.start => last.end = common.end,
+                            _ => below.push(common),
+                        },
+                        Found::File(at) => runs.push(Run {
+                            first_sector: ((common.start - start) / SECTOR) as u32,
+                            sectors: ((common.end - common.start) / SECTOR) as u32,
+                            place: Place { source, file_offset: at + (common.start - part.start) },
+                        }),
+                    }
+                }
+                if range.end > part.end {
+                    break;
+                }
+                next += 1;
+            }
+        })?;
+        self.wanted = below;
+        Ok(())
+    }
+
+    fn end(self) -> Flat {
+        from_runs(self.runs, ((self.block.end - self.block.start) / SECTOR) as u32)
     }
 }
 

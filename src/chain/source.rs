@@ -20,6 +20,20 @@ pub(crate) trait Source: Send + Sync + fmt::Debug {
     /// Calls `visit` with the parts that make up `range` (guest bytes, whole sectors), in order.
     fn resolve(&self, range: Range<u64>, visit: &mut dyn FnMut(Range<u64>, Found)) -> Result<()>;
 
+    /// Calls `visit` with each of some blocks of `block_bytes` in which anything may be found but [`Found::Below`], or zeros at
+    /// the bottom of a chain; and with what [`Source::resolve_block`] is to be told.
+    fn blocks(&self, blocks: Range<u64>, block_bytes: u64, visit: &mut dyn FnMut(u64, u32)) -> Result<()>;
+
+    /// The same as [`Source::resolve`] for a range within one of the blocks of `block_bytes` that [`Source::blocks`] named, with
+    /// `entry`.
+    fn resolve_block(
+        &self,
+        range: Range<u64>,
+        block_bytes: u64,
+        entry: u32,
+        visit: &mut dyn FnMut(Range<u64>, Found),
+    ) -> Result<()>;
+
     /// Reads guest data at a byte of its file that [`Source::resolve`] named.
     fn read_file(&self, at: u64, buf: &mut [u8]) -> Result<()>;
 }

@@ -37,6 +37,21 @@ impl Source for Root {
         Ok(())
     }
 
+    fn blocks(&self, blocks: Range<u64>, _: u64, visit: &mut dyn FnMut(u64, u32)) -> Result<()> {
+        blocks.for_each(|block| visit(block, 0));
+        Ok(())
+    }
+
+    fn resolve_block(
+        &self,
+        range: Range<u64>,
+        _: u64,
+        _: u32,
+        visit: &mut dyn FnMut(Range<u64>, Found),
+    ) -> Result<()> {
+        self.resolve(range, visit)
+    }
+
     fn read_file(&self, _at: u64, buf: &mut [u8]) -> Result<()> {
         buf.fill(self.value);
         Ok(())
@@ -137,4 +152,116 @@ fn a_fold_keeps_what_was_known() {
 
 fn place(leaf: &Layer, block: u32) -> u64 {
     leaf.place().data_offset(leaf.mapping(block).unwrap().slot().unwrap())
+}
+
+/// A layer of units that are here, hidden or left to the layer below, as random numbers say. Where a unit is in its file tells
+/// which one it is.
+#[derive(Debug)]
+struct Patches {
+    number: u64,
+    units: Vec<Found>,
+}
+
+const UNIT: u64 = 4096;
+const UNITS_OF_BLOCK: u64 = BLOCK / UNIT;
+
+impl Patches {
+    fn new(number: u64) -> Self {
+        let mut random = 0x9e37_79b9_7f4a_7c15u64.wrapping_mul(number + 1);
+        let mut below = |end: u64| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random % end
+        };
+        let mut units = vec![Found::Below; (SIZE / UNIT) as usize];
+        for block in 0..SIZE / BLOCK {
+            // Some blocks are not here at all, and few are here whole.
+            let share = [0, 0, 2, 5, 40][below(5) as usize];
+            for unit in block * UNITS_OF_BLOCK..(block + 1) * UNITS_OF_BLOCK {
+                units[unit as usize] = match below(40) {
+                    0 if share > 0 => Found::Zero,
+                    value if value < share => Found::File(unit * UNIT + number),
+                    _ => Found::Below,
+                };
+            }
+        }
+        Patches { number, units }
+    }
+}
+
+impl Source for Patches {
+    fn resolve(&self, range: Range<u64>, visit: &mut dyn FnMut(Range<u64>, Found)) -> Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            let end = range.end.min((at / UNIT + 1) * UNIT);
+            visit(
+                at..end,
+                match self.units[(at / UNIT) as usize] {
+                    Found::File(_) => Found::File(at),
+                    other => other,
+                },
+            );
+            at = end;
+        }
+        Ok(())
+    }
+
+    fn blocks(&self, blocks: Range<u64>, _: u64, visit: &mut dyn FnMut(u64, u32)) -> Result<()> {
+        for block in blocks.take_while(|block| *block < SIZE / BLOCK) {
+            let units = (block * UNITS_OF_BLOCK) as usize..((block + 1) * UNITS_OF_BLOCK) as usize;
+            if self.units[units].iter().any(|unit| *unit != Found::Below) {
+                visit(block, self.number as u32);
+            }
+        }
+        Ok(())
+    }
+
+    fn resolve_block(
+        &self,
+        range: Range<u64>,
+        _: u64,
+        entry: u32,
+        visit: &mut dyn FnMut(Range<u64>, Found),
+    ) -> Result<()> {
+        assert_eq!(u64::from(entry), self.number);
+        self.resolve(range, visit)
+    }
+
+    fn read_file(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+        assert_eq!(self.units[(at / UNIT) as usize], Found::File(at / UNIT * UNIT + self.number));
+        buf.fill(self.number as u8 + 1);
+        Ok(())
+    }
+}
+
+/// However many layers there are, what is beneath is what asking each of them for each unit says, in all kinds of ranges.
+#[test]
+fn layers_are_one_disk() {
+    for depth in [1, 2, MANY as u64 - 1, MANY as u64, 40] {
+        let layers: Vec<Arc<Patches>> = (0..depth).map(|number| Arc::new(Patches::new(number))).collect();
+        let sources = layers.iter().map(|layer| Arc::clone(layer) as Arc<dyn Source>).collect();
+        let parents = Parents::new(sources, BLOCK as u32, SIZE);
+        let expected: Vec<u8> = (0..SIZE / UNIT)
+            .map(|unit| {
+                let decided = layers.iter().rev().map(|layer| (layer.number, layer.units[unit as usize]));
+                match decided.into_iter().find(|(_, found)| *found != Found::Below) {
+                    Some((number, Found::File(_))) => number as u8 + 1,
+                    _ => 0,
+                }
+            })
+            .collect();
+        for _ in 0..2 {
+            for length in [1, 512, UNIT, 3 * UNIT + 100, BLOCK + 7, SIZE] {
+                for offset in (0..SIZE).step_by(5 * UNIT as usize + 300) {
+                    let length = length.min(SIZE - offset);
+                    let mut buf = vec![0xee; length as usize];
+                    parents.read(offset, &mut buf).unwrap();
+                    let right =
+                        buf.iter().zip(offset..).all(|(byte, at)| *byte == expected[(at / UNIT) as usize]);
+                    assert!(right, "{length} bytes at {offset} of {depth} layers");
+                }
+            }
+        }
+    }
 }
