@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "support/hostile.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
 mod hostile;
 
 use cowvhd::check::{Consent, Report, check, plan, repair, salvage, undo};

@@ -38,13 +38,11 @@ pub(crate) fn open_images(
     let mut seen: HashSet<UniqueId> = HashSet::from([footer.unique_id]);
     let mut images: Vec<ParentImage> = Vec::new();
     loop {
-        let parent = match images.last() {
-            None => policy.open_parent(vfs, leaf_folder, path, file, header, true)?,
+        let (child, child_file, header) = match images.last() {
+            None => (path, file, header),
             Some(child) => match child.differencing_header() {
                 None => return Ok(images),
-                Some(header) => {
-                    policy.open_parent(vfs, leaf_folder, child.path(), child.file(), header, false)?
-                }
+                Some(header) => (child.path(), child.file(), header),
             },
         };
         let broken = |what: String| Error::Damaged {
@@ -52,14 +50,19 @@ pub(crate) fn open_images(
             what,
             hint: "run `cowvhd check` on its layers to see what is affected",
         };
-        if !seen.insert(parent.unique_id()) {
-            let what =
-                format!("its chain of parents is a loop: it comes back to {}", parent.path().display());
+        // Before it is looked for: one of the images that are open already would seem to be in use by somebody else.
+        let wanted = header.parent_unique_id;
+        if !seen.insert(wanted) {
+            let what = format!(
+                "its chain of parents is a loop: {} names the disk {wanted}, which is above it or itself",
+                child.display()
+            );
             return Err(broken(what));
         }
         if images.len() + 1 >= MAX_DEPTH {
             return Err(broken(format!("its chain has more than {MAX_DEPTH} layers")));
         }
+        let parent = policy.open_parent(vfs, leaf_folder, child, child_file, header, images.is_empty())?;
         images.push(parent);
     }
 }
