@@ -13,6 +13,7 @@
 //! becomes a parent and is folded into the map.
 
 mod candidates;
+mod descriptors;
 mod flat;
 mod former_leaf;
 mod locate;
@@ -22,6 +23,8 @@ mod parents;
 mod runs;
 mod source;
 
+#[allow(unused_imports, reason = "for snapshots of a running disk")]
+pub(crate) use descriptors::bound;
 pub(crate) use locate::ParentPolicy;
 pub(crate) use open::{open_images, open_parents, parent_shape};
 pub(crate) use parent::ParentImage;

@@ -1,5 +1,6 @@
 //! Opening the parents of an image, from the one it names down to the root.
 
+use super::descriptors::bound;
 use super::locate::{ParentPolicy, folder, relative_path};
 use super::parent::ParentImage;
 use super::source::Source;
@@ -15,7 +16,7 @@ use std::path::Path;
 /// Opens the parents of the differencing image at `path`, which is open as `file`. Fails where one is missing, is not the disk
 /// that its child names, was not closed, or where the chain is a loop or too deep.
 pub(crate) fn open_parents(
-    vfs: &dyn Vfs,
+    vfs: &Arc<dyn Vfs>,
     path: &Path,
     file: &dyn File,
     (footer, header): (&Footer, &DynamicHeader),
@@ -28,7 +29,7 @@ pub(crate) fn open_parents(
 
 /// The same as images, from the top down.
 pub(crate) fn open_images(
-    vfs: &dyn Vfs,
+    vfs: &Arc<dyn Vfs>,
     path: &Path,
     file: &dyn File,
     (footer, header): (&Footer, &DynamicHeader),
@@ -62,8 +63,8 @@ pub(crate) fn open_images(
         if images.len() + 1 >= MAX_DEPTH {
             return Err(broken(format!("its chain has more than {MAX_DEPTH} layers")));
         }
-        let parent = policy.open_parent(vfs, leaf_folder, child, child_file, header, images.is_empty())?;
-        images.push(parent);
+        let parent = policy.open_parent(&**vfs, leaf_folder, child, child_file, header, images.is_empty())?;
+        images.push(bound(vfs, parent)?);
     }
 }
 
@@ -80,7 +81,7 @@ pub(crate) struct ParentShape {
 
 /// Looks at the image that is to be the parent of a new one at `child`: all of its own parents must be there.
 pub(crate) fn parent_shape(
-    vfs: &dyn Vfs,
+    vfs: &Arc<dyn Vfs>,
     child: &Path,
     parent: &Path,
     policy: &ParentPolicy,

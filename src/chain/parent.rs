@@ -3,12 +3,13 @@
 //! It is opened without reading its block table: entries and bitmaps are read when a block is touched, each checked against
 //! the file. So opening costs a few reads, whatever the size, and a thousand parents take little memory.
 
+use super::descriptors::{Permit, PooledFile};
 use super::source::{Found, Source};
 use crate::error::{Error, Result};
 use crate::ext::Placement;
 use crate::layer::{self, Condition, Headers};
 use crate::sync::Arc;
-use crate::vfs::{Access, File, FileExt};
+use crate::vfs::{Access, File, FileExt, Vfs};
 use crate::vhd::{self, DiskType, DynamicHeader, Footer, UniqueId, bitmap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,8 @@ pub(crate) struct ParentImage {
     file_bytes: u64,
     footer: Footer,
     blocks: Option<Blocks>,
+    /// To keep the file open, if it was asked for.
+    _permit: Option<Permit>,
 }
 
 #[derive(Debug)]
@@ -35,7 +38,14 @@ impl ParentImage {
         layer::lock(&*file, path, Access::ReadOnly)?;
         if let Some(footer) = layer::fixed_footer(&*file, path)? {
             let file_bytes = footer.current_size;
-            return Ok(ParentImage { path: path.to_path_buf(), file, file_bytes, footer, blocks: None });
+            return Ok(ParentImage {
+                path: path.to_path_buf(),
+                file,
+                file_bytes,
+                footer,
+                blocks: None,
+                _permit: None,
+            });
         }
         let headers = Headers::read(&*file, path)?;
         let decision = headers.decide(path)?;
@@ -51,7 +61,20 @@ impl ParentImage {
             file_bytes: headers.file_bytes,
             footer: decision.footer,
             blocks: Some(Blocks { header: Box::new(decision.header), place }),
+            _permit: None,
         })
+    }
+
+    /// Its file stays open.
+    pub(super) fn kept_open(self, permit: Permit) -> Self {
+        ParentImage { _permit: Some(permit), ..self }
+    }
+
+    /// Its file may be closed, and is opened again when it is needed.
+    pub(super) fn in_pool(self, vfs: &Arc<dyn Vfs>) -> Result<Self> {
+        let file = PooledFile::new(vfs, &self, Arc::clone(&self.file))
+            .map_err(|error| Error::io(&self.path, "asking which file it is", error))?;
+        Ok(ParentImage { file: Arc::new(file), ..self })
     }
 
     /// The file's path.

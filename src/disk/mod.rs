@@ -92,7 +92,7 @@ impl CreateOptions {
         let (mut size, mut block_bytes, ring_bytes) = (self.size, self.block_bytes, self.ring_bytes);
         let parent = match &self.parent {
             Some(parent) => {
-                let shape = chain::parent_shape(&*self.vfs, path, parent, &self.policy)?;
+                let shape = chain::parent_shape(&self.vfs, path, parent, &self.policy)?;
                 size = shape.size;
                 block_bytes = shape.block_bytes.unwrap_or(block_bytes);
                 Some(shape.link)
@@ -184,7 +184,7 @@ impl OpenOptions {
             })?,
         };
         let find_parents = |file: &dyn File, footer: &Footer, header: &DynamicHeader| {
-            chain::open_parents(&*self.vfs, path, file, (footer, header), &self.policy)
+            chain::open_parents(&self.vfs, path, file, (footer, header), &self.policy)
         };
         let (image, parents) = layer::open(vfs, path, self.access, find_parents)?;
         let (storage, footer): (Box<dyn Storage>, Footer) = match image {

@@ -3,7 +3,7 @@
 use super::faults::{Fault, Operation};
 use super::pages::{Change, Pages};
 use super::vfs::{SimVfs, Underway};
-use crate::vfs::{Access, File, FileTime, LockMode};
+use crate::vfs::{Access, File, FileIdentity, FileTime, LockMode};
 use parking_lot::Mutex;
 use std::io;
 use std::ops::Range;
@@ -256,6 +256,10 @@ impl File for SimFile {
             Some(LockMode::Exclusive) => file.exclusive_lock = false,
             None => {}
         })
+    }
+
+    fn identity(&self) -> io::Result<FileIdentity> {
+        Ok(FileIdentity { device: 0, inode: self.id as u64 })
     }
 }
 

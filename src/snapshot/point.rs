@@ -53,7 +53,7 @@ impl Lineage {
         let parents = match decision.footer.disk_type {
             DiskType::Differencing => {
                 let pair = (&decision.footer, &decision.header);
-                chain::open_images(vfs, path, &*file, pair, &options.policy)?
+                chain::open_images(&options.vfs, path, &*file, pair, &options.policy)?
             }
             _ => Vec::new(),
         };

@@ -23,8 +23,8 @@ pub fn relink(options: &OpenOptions, disk: &Path, parent: &Path) -> Result<()> {
     let (image, link) =
         layer::open(Arc::clone(&options.vfs), disk, Access::ReadWrite, |file, footer, header| {
             // Finds out whether it is the right one, with all that is beneath.
-            chain::open_images(&*options.vfs, disk, file, (footer, header), &policy)?;
-            Ok(chain::parent_shape(&*options.vfs, disk, parent, &policy)?.link)
+            chain::open_images(&options.vfs, disk, file, (footer, header), &policy)?;
+            Ok(chain::parent_shape(&options.vfs, disk, parent, &policy)?.link)
         })?;
     match (image, link) {
         (Image::Dynamic(layer), Some(link)) => name_parent(&layer, Some(&link)),

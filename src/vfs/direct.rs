@@ -10,7 +10,7 @@
 //! Both descriptors hold QEMU's locks, so that no write of a killed process can outlive them.
 
 use super::host::{HostFile, HostVfs};
-use super::{Access, File, FileTime, LockMode, Vfs, lock};
+use super::{Access, File, FileIdentity, FileTime, LockMode, Vfs, lock};
 use crate::sync::{Arc, Mutex, RwLock};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::ReadWriteFlags;
@@ -307,6 +307,10 @@ impl File for DirectFile {
 
     fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         self.cached.as_fd()
+    }
+
+    fn identity(&self) -> io::Result<FileIdentity> {
+        self.cached.identity()
     }
 
     fn holder(&self) -> Option<String> {

@@ -1,6 +1,6 @@
 //! The operating system's files (Linux).
 
-use super::{Access, DirectVfs, File, FileTime, LockMode, Vfs, holder, lock};
+use super::{Access, DirectVfs, File, FileIdentity, FileTime, LockMode, Vfs, holder, lock};
 use rustix::fs::{
     Advice, CWD, FallocateFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags, SeekFrom, Timespec,
     Timestamps, UTIME_OMIT,
@@ -254,6 +254,11 @@ impl File for HostFile {
 
     fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.fd.as_fd())
+    }
+
+    fn identity(&self) -> io::Result<FileIdentity> {
+        let stat = rustix::fs::fstat(&self.fd)?;
+        Ok(FileIdentity { device: stat.st_dev, inode: stat.st_ino })
     }
 
     fn holder(&self) -> Option<String> {

@@ -30,6 +30,15 @@ pub struct FileTime {
     pub nanoseconds: u32,
 }
 
+/// Which file it is, whatever its names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FileIdentity {
+    /// The file system.
+    pub device: u64,
+    /// The file in it.
+    pub inode: u64,
+}
+
 /// Whether a file is opened for reading alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
@@ -145,6 +154,9 @@ pub trait File: Send + Sync + fmt::Debug {
     fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }
+
+    /// Which file it is.
+    fn identity(&self) -> io::Result<FileIdentity>;
 
     /// The process that holds the image lock through another handle, such as `cowvhd (pid 123)`, as far as the system tells.
     fn holder(&self) -> Option<String> {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
-use cowvhd::vfs::{Access, File, FileTime, HostVfs, LockMode, Vfs};
+use cowvhd::vfs::{Access, File, FileIdentity, FileTime, HostVfs, LockMode, Vfs};
 use cowvhd::{CreateOptions, OpenOptions};
 use cowvhd_export::{NbdAddress, Server, ServerOptions};
 
@@ -343,5 +343,8 @@ impl File for RecordedFile {
     }
     fn unlock(&self) -> io::Result<()> {
         self.file.unlock()
+    }
+    fn identity(&self) -> io::Result<FileIdentity> {
+        self.file.identity()
     }
 }

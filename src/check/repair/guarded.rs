@@ -3,7 +3,7 @@
 
 use super::undo::UndoFile;
 use crate::sync::{Arc, Mutex};
-use crate::vfs::{File, FileTime, LockMode};
+use crate::vfs::{File, FileIdentity, FileTime, LockMode};
 use std::io;
 use std::ops::Range;
 
@@ -87,5 +87,9 @@ impl File for GuardedFile {
 
     fn unlock(&self) -> io::Result<()> {
         Ok(())
+    }
+
+    fn identity(&self) -> io::Result<FileIdentity> {
+        self.inner.identity()
     }
 }

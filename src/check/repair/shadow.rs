@@ -2,7 +2,7 @@
 
 use super::ranges::RangeSet;
 use crate::sync::{Arc, Mutex};
-use crate::vfs::{File, FileExt, FileTime, LockMode};
+use crate::vfs::{File, FileExt, FileIdentity, FileTime, LockMode};
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
@@ -188,5 +188,9 @@ impl File for Shadow {
 
     fn unlock(&self) -> io::Result<()> {
         Ok(())
+    }
+
+    fn identity(&self) -> io::Result<FileIdentity> {
+        self.inner.identity()
     }
 }
