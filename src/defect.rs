@@ -95,6 +95,14 @@ defects! {
     RepointBeforeLocators,
     /// Another parent is named in both copies of the headers at once.
     RepointCopiesAtOnce,
+    /// Another parent is named without images of the headers.
+    RepointWithoutImages,
+    /// Another parent is named before what was copied up for it is durable.
+    RepointWithoutFlush,
+    /// A merge leaves out what lies behind a layer's end.
+    MergeForgetsShortLayers,
+    /// A merge copies up what a layer holds also where the disk has its own.
+    MergeOverwrites,
 }
 
 /// Whether a defect is switched on, on this thread.

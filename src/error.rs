@@ -175,6 +175,12 @@ pub enum Error {
         /// The file that was to be made.
         path: PathBuf,
     },
+    /// The caller ended work that is done in steps; what was done stays, and started again it goes on from there.
+    #[error("{}: stopped; nothing is lost, and started again it goes on where it was", path.display())]
+    Stopped {
+        /// The file that was worked on.
+        path: PathBuf,
+    },
     /// An earlier sync failed, so that it is unknown what reached the medium; the disk accepts nothing more.
     #[error("{}: stopped after a failed sync ({cause}); close and open the disk again to recover it", path.display())]
     Poisoned {
@@ -236,7 +242,7 @@ impl Error {
             Error::ReadOnly { .. } => ErrorKind::ReadOnly,
             Error::OutOfRange { .. } | Error::Invalid { .. } => ErrorKind::InvalidInput,
             Error::NoSpace { .. } => ErrorKind::NoSpace,
-            Error::Cancelled { .. } => ErrorKind::Cancelled,
+            Error::Cancelled { .. } | Error::Stopped { .. } => ErrorKind::Cancelled,
             Error::Poisoned { .. } => ErrorKind::Poisoned,
         }
     }

@@ -57,6 +57,9 @@ type ChainOperation = fn(u64, &Bounds) -> Result<u64, String>;
 fn chain_operation(defect: Defect) -> Option<ChainOperation> {
     match defect {
         Defect::RepointBeforeLocators | Defect::RepointCopiesAtOnce => Some(chain_ops::relinked),
+        Defect::RepointWithoutImages => Some(chain_ops::torn_header),
+        Defect::RepointWithoutFlush => Some(chain_ops::rebased),
+        Defect::MergeForgetsShortLayers | Defect::MergeOverwrites => Some(chain_ops::merged),
         _ => None,
     }
 }

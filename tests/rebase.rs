@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "support/chain_ops.rs"]
+#[allow(dead_code, reason = "shared with the other tests of chains")]
 mod chain_ops;
 
 use chain_ops::{SIZE, change_closed, copy, create, must_be_sound, must_hold, options};
@@ -22,6 +23,24 @@ fn a_moved_parent_is_named_whole_or_not_at_all() {
         .sum();
     println!("{states} distinct states: no violation");
     assert!(states > 1000);
+}
+
+#[test]
+fn another_parent_changes_nothing_that_is_shown() {
+    let states: u64 = (0..40)
+        .map(|seed| {
+            let bounds = Bounds::sample(if seed < 10 { 30 } else { 4 });
+            chain_ops::rebased(seed, &bounds).unwrap_or_else(|error| panic!("seed {seed}: {error}"))
+        })
+        .sum();
+    println!("{states} distinct states: no violation");
+}
+
+/// The checksum of a header is a sum: one of two halves may pass.
+#[test]
+fn a_header_that_is_torn_where_the_sums_agree() {
+    let states = chain_ops::torn_header(1, &Bounds::sample(1000)).unwrap();
+    println!("{states} distinct states: no violation");
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod io_log;
 mod long_work;
 mod man;
 mod map;
+mod merge;
 mod output;
 mod parents;
 mod pid_file;
@@ -55,6 +56,7 @@ enum Verb {
     Map(map::Map),
     Diff(diff::Diff),
     ExportDelta(export_delta::ExportDelta),
+    Merge(merge::Merge),
     Rebase(rebase::Rebase),
     Check(check::Check),
     Repair(repair::Repair),
@@ -76,6 +78,7 @@ fn main() -> ExitCode {
         Verb::Map(map) => map.run(),
         Verb::Diff(diff) => diff.run(),
         Verb::ExportDelta(export) => export.run(),
+        Verb::Merge(merge) => merge.run(),
         Verb::Rebase(rebase) => rebase.run(),
         Verb::Check(check) => return check.run(),
         Verb::Repair(repair) => return repair.run(),

@@ -1,32 +1,42 @@
 //! `cowvhd rebase`: names another parent in a differencing disk.
 
 use crate::failure::Failure;
+use crate::long_work::long_work;
+use crate::progress::Style;
 use cowvhd::OpenOptions;
-use cowvhd::snapshot::relink;
+use cowvhd::snapshot::{rebase, relink};
 use std::path::PathBuf;
 
-/// Names another parent in a differencing disk.
+/// Gives a differencing disk another parent and keeps what it shows.
 ///
-/// With --relink the parent is the one that the disk has, which has moved: nothing else is changed. The disk must not be in use.
+/// What the new parent shows otherwise is copied into the disk first. With --relink the parent is the one that the disk has, which
+/// has moved: nothing is copied. The disk must not be in use. After ^C the disk is as it was, with some more of its own.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Rebase {
     /// The disk's file.
     file: PathBuf,
-    /// Where the parent is.
+    /// The parent that it is to have.
     #[arg(long, value_name = "FILE")]
     parent: PathBuf,
-    /// The parent has moved, and is the same disk.
-    #[arg(long, required = true)]
+    /// The parent is the one that the disk has, and has moved here.
+    #[arg(long)]
     relink: bool,
-    /// A folder in which the parent's own parents may lie, besides the disk's; may be given several times.
+    /// A folder in which parents may lie, too, and below it; may be given several times.
     #[arg(long, value_name = "FOLDER")]
     allow_parents_in: Vec<PathBuf>,
+    /// How progress is shown; "auto" draws a bar on a terminal and nothing elsewhere.
+    #[arg(long, value_name = "STYLE", default_value = "auto")]
+    progress: Style,
 }
 
 impl Rebase {
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let allow = |options: OpenOptions, folder: &PathBuf| options.allow_parents_in(folder);
         let options = self.allow_parents_in.iter().fold(OpenOptions::new(), allow);
-        Ok(relink(&options, &self.file, &self.parent)?)
+        if self.relink {
+            return Ok(relink(&options, &self.file, &self.parent)?);
+        }
+        long_work(self.progress, |progress| rebase(&options, &self.file, &self.parent, progress))??;
+        Ok(())
     }
 }

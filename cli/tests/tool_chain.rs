@@ -155,3 +155,40 @@ fn a_parent_that_moved_is_found_again() {
     let checked = bench.cowvhd(&["check", "vm.vhd"]);
     assert_eq!(checked.code, 0, "{checked:?}");
 }
+
+#[test]
+fn a_merged_disk_needs_its_layers_no_more() {
+    let bench = chain();
+    let serving = bench.serve(&["vm.vhd"]);
+    bench.cowvhd(&["merge", "vm.vhd", "--until", "a"]).must_say(1, &["in use by"]);
+    serving.terminate();
+    bench.cowvhd(&["merge", "vm.vhd", "--until", "c"]).must_say(1, &["vm@c.vhd"]);
+    let merged = json(&bench, &["merge", "vm.vhd", "--until", "a", "--json"]);
+    assert_eq!(merged["copied-bytes"], 64 << 10);
+    assert!(merged["layers"][0].as_str().unwrap().ends_with("vm@b.vhd"), "{merged}");
+    std::fs::remove_file(bench.path("vm@b.vhd")).unwrap();
+    bench.cowvhd(&["convert", "vm.vhd", "now.raw"]).must_be(0);
+    assert!(std::fs::read(bench.path("now.raw")).unwrap() == content("vm"));
+    let said = bench.cowvhd(&["merge", "vm.vhd"]);
+    assert!(said.must_be(0).contains("no longer needed: ") && said.stdout.contains("vm@a.vhd"), "{said:?}");
+    std::fs::remove_file(bench.path("vm@a.vhd")).unwrap();
+    assert_eq!(bench.info("vm.vhd")["vhd-type"], "dynamic");
+    bench.run("qemu-img", &["convert", "-f", "vpc", "-O", "raw", "vm.vhd", "now.raw"]).must_be(0);
+    assert!(std::fs::read(bench.path("now.raw")).unwrap() == content("vm"));
+    assert_eq!(bench.cowvhd(&["check", "vm.vhd"]).code, 0);
+    bench.cowvhd(&["merge", "vm.vhd"]).must_say(16, &["has no parent"]);
+}
+
+#[test]
+fn a_rebased_disk_shows_what_it_did() {
+    let bench = chain();
+    bench.cowvhd(&["create", "other.vhd", "64M"]).must_be(0);
+    write(&bench, "other.vhd", "write -P 9 2M 4M");
+    bench.cowvhd(&["rebase", "vm.vhd", "--parent", "other.vhd", "--progress", "none"]).must_be(0);
+    for gone in ["vm@a.vhd", "vm@b.vhd"] {
+        std::fs::remove_file(bench.path(gone)).unwrap();
+    }
+    bench.cowvhd(&["convert", "vm.vhd", "now.raw"]).must_be(0);
+    assert!(std::fs::read(bench.path("now.raw")).unwrap() == content("vm"));
+    bench.cowvhd(&["rebase", "vm.vhd", "--parent", "vm.vhd"]).must_say(1, &["in use"]);
+}

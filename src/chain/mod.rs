@@ -26,7 +26,7 @@ mod source;
 #[allow(unused_imports, reason = "for snapshots of a running disk")]
 pub(crate) use descriptors::bound;
 pub(crate) use locate::ParentPolicy;
-pub(crate) use open::{open_images, open_parents, parent_shape};
+pub(crate) use open::{link_to, open_from, open_images, open_parents, parent_shape};
 pub(crate) use parent::ParentImage;
 pub(crate) use parents::Parents;
 pub(crate) use source::{Found, Source};

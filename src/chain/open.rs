@@ -68,6 +68,26 @@ pub(crate) fn open_images(
     }
 }
 
+/// Opens the image at `parent` and its own parents, from the top down: what an image would be over that names it.
+pub(crate) fn open_from(
+    vfs: &Arc<dyn Vfs>,
+    parent: &Path,
+    policy: &ParentPolicy,
+) -> Result<Vec<ParentImage>> {
+    let file = vfs
+        .open(parent, Access::ReadOnly)
+        .map_err(|error| Error::io(parent, "opening the image that is to be the parent", error))?;
+    let image = ParentImage::open(Arc::clone(&file), parent)?;
+    let beneath = match image.differencing_header() {
+        Some(header) => {
+            let policy = ParentPolicy { explicit: None, ..policy.clone() };
+            open_images(vfs, parent, &*file, (image.footer(), header), &policy)?
+        }
+        None => Vec::new(),
+    };
+    Ok(std::iter::once(bound(vfs, image)?).chain(beneath).collect())
+}
+
 /// What a child takes over from its parent.
 #[derive(Debug)]
 pub(crate) struct ParentShape {
@@ -86,30 +106,30 @@ pub(crate) fn parent_shape(
     parent: &Path,
     policy: &ParentPolicy,
 ) -> Result<ParentShape> {
-    let file = vfs
-        .open(parent, Access::ReadOnly)
-        .map_err(|error| Error::io(parent, "opening the parent of the new image", error))?;
-    let image = ParentImage::open(Arc::clone(&file), parent)?;
-    if let Some(header) = image.differencing_header() {
-        let policy = ParentPolicy { explicit: None, ..policy.clone() };
-        let above = open_images(vfs, parent, &*file, (image.footer(), header), &policy)?;
-        if above.len() + 2 > MAX_DEPTH {
-            let what = format!("{}: its chain has {MAX_DEPTH} layers already", parent.display());
-            return Err(Error::Invalid { what });
-        }
-    }
-    let modified =
-        file.modified().map_err(|error| Error::io(parent, "asking for the modification time", error))?;
-    let path = relative_path(folder(child), parent).ok_or_else(|| Error::Invalid {
-        what: format!("{}: an image cannot be its own parent", child.display()),
-    })?;
+    let images = open_from(vfs, parent, policy)?;
+    let Some(image) = images.first().filter(|_| images.len() < MAX_DEPTH) else {
+        let what = format!("{}: its chain has {MAX_DEPTH} layers already", parent.display());
+        return Err(Error::Invalid { what });
+    };
     Ok(ParentShape {
         size: image.footer().current_size,
         block_bytes: image.block_bytes(),
-        link: ParentLink {
-            unique_id: image.unique_id(),
-            modified: Timestamp::from_unix_seconds(modified.seconds),
-            path,
-        },
+        link: link_to(child, image)?,
+    })
+}
+
+/// How the image at `child` names `parent`.
+pub(crate) fn link_to(child: &Path, parent: &ParentImage) -> Result<ParentLink> {
+    let path = relative_path(folder(child), parent.path()).ok_or_else(|| Error::Invalid {
+        what: format!("{}: an image cannot be its own parent", child.display()),
+    })?;
+    let modified = parent
+        .file()
+        .modified()
+        .map_err(|error| Error::io(parent.path(), "asking for the modification time", error))?;
+    Ok(ParentLink {
+        unique_id: parent.unique_id(),
+        modified: Timestamp::from_unix_seconds(modified.seconds),
+        path,
     })
 }

@@ -8,6 +8,7 @@ mod below;
 mod close;
 mod create;
 mod dirty;
+mod fill;
 mod fixed;
 mod flush;
 mod headers;

@@ -34,9 +34,11 @@ impl Layer {
         let mut core = session.core.lock();
         session.check(&self.path)?;
         self.check_open()?;
-        self.flush_locked(session, &mut core)?;
-        // So that the ring has room, and that nothing but the headers waits to come in place.
-        self.reclaim_locked(session, &mut core)?;
+        if !defect::active(Defect::RepointWithoutFlush) {
+            self.flush_locked(session, &mut core)?;
+            // So that the ring has room, and that nothing but the headers waits to come in place.
+            self.reclaim_locked(session, &mut core)?;
+        }
         let (pair, locators) = self.new_headers(&core.headers, parent)?;
         let result = self.write_headers(&mut core, &pair, &locators);
         result.map_err(|failure| session.failed(&mut core, &*self.file, &self.path, failure))?;
@@ -52,6 +54,12 @@ impl Layer {
     ) -> Result<(HeaderPair, Payloads)> {
         let (mut footer, mut header) = (footer.clone(), header.clone());
         let Some(parent) = parent else {
+            for block in 0..self.place.table_entries {
+                if self.is_partial(block)? {
+                    let what = format!("{}: block {block} shows what is below in part", self.path.display());
+                    return Err(Error::Invalid { what });
+                }
+            }
             footer.disk_type = DiskType::Dynamic;
             header.parent_unique_id = UniqueId::default();
             header.parent_timestamp = Timestamp::default();
@@ -87,7 +95,9 @@ impl Layer {
         let dirty = DynamicHeader { cookie: HeaderCookie::Dirty, ..header.clone() };
         let front = page_of(&pair_bytes(footer, &dirty));
         let backup = page_of(&pair_bytes(footer, header));
-        core.journal.append_images_of(file, &[(0, &front), (HEADER_BACKUP_OFFSET, &backup)])?;
+        if !defect::active(Defect::RepointWithoutImages) {
+            core.journal.append_images_of(file, &[(0, &front), (HEADER_BACKUP_OFFSET, &backup)])?;
+        }
         // From here on a failure must keep the journal's tails from passing that entry.
         let failed = |operation| failed(operation, true);
         if defect::active(Defect::RepointCopiesAtOnce) {

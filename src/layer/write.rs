@@ -27,12 +27,12 @@ const MAX_WAITING_SLOTS: usize = 256;
 /// A write under way to one block.
 #[derive(Debug)]
 pub(crate) struct WriteGuard<'a> {
-    layer: &'a Layer,
+    pub(super) layer: &'a Layer,
     session: &'a Session,
-    block: u32,
-    slot: u32,
+    pub(super) block: u32,
+    pub(super) slot: u32,
     /// The bytes of the block that are written.
-    range: Range<u64>,
+    pub(super) range: Range<u64>,
     allocating: bool,
     committed: bool,
     /// The units that the write brings, with the table that it tells.
@@ -263,21 +263,21 @@ impl WriteGuard<'_> {
     }
 
     /// Whether a unit that this write brings is absent still; nobody else changes that.
-    fn is_absent(&self, unit: u32) -> bool {
+    pub(super) fn is_absent(&self, unit: u32) -> bool {
         match &self.bringing {
             Some((units, _)) => units.get(self.slot).is_none_or(|present| !present.get(unit)),
             None => false,
         }
     }
 
-    fn put(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+    pub(super) fn put(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let at = self.layer.place.data_offset(self.slot) + offset;
         let written = self.layer.file.write_all_at(bytes, at);
         written.map_err(|error| self.layer.io_error("writing", at, bytes.len(), error))
     }
 
     /// The payload is in the file: publishes what is new. From here on the write counts.
-    fn commit_as(mut self, zero: bool) {
+    pub(super) fn commit_as(mut self, zero: bool) {
         self.committed = true;
         let sectors = |bytes: u64| (bytes / vhd::SECTOR) as u32;
         let extent = DirtyExtent {

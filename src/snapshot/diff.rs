@@ -108,7 +108,7 @@ fn open_top(options: &OpenOptions, disk: &Path, lineage: &Lineage) -> Result<Box
 
 /// A layer between the two points.
 #[derive(Debug)]
-enum View<'a> {
+pub(super) enum View<'a> {
     /// The disk itself.
     Top(&'a Layer),
     /// One of its parents.
@@ -118,9 +118,8 @@ enum View<'a> {
 impl View<'_> {
     /// Calls `visit` with the parts of `range` that the layer decides, in order.
     fn decided(&self, range: Range<u64>, visit: &mut dyn FnMut(Range<u64>, ChangeKind)) -> Result<()> {
-        let mut parts: Vec<(Range<u64>, u64)> = Vec::new();
-        // Behind the layer's end: the last of all.
-        let mut zeros: Vec<Range<u64>> = Vec::new();
+        // With their places in the file; without one they are zeros.
+        let mut parts: Vec<(Range<u64>, Option<u64>)> = Vec::new();
         let (path, file) = match self {
             View::Top(layer) => {
                 let block_bytes = u64::from(layer.place().block_bytes);
@@ -129,7 +128,7 @@ impl View<'_> {
                     let inside = range.start.max(start) - start..range.end.min(start + block_bytes) - start;
                     layer.locate(block as u32, inside, &mut |part, located| {
                         if let Located::File(at) = located {
-                            parts.push((start + part.start..start + part.end, at));
+                            parts.push((start + part.start..start + part.end, Some(at)));
                         }
                         Ok(())
                     })?;
@@ -139,27 +138,25 @@ impl View<'_> {
             View::Parent(parent) => {
                 parent.resolve(range, &mut |part, found| match found {
                     Found::Below => {}
-                    Found::Zero => zeros.push(part),
-                    Found::File(at) => parts.push((part, at)),
+                    Found::Zero => parts.push((part, None)),
+                    Found::File(at) => parts.push((part, Some(at))),
                 })?;
                 (parent.path(), Some(parent.file()))
             }
         };
-        visit_data(file, parts, visit).map_err(|error| Error::io(path, "looking for holes", error))?;
-        zeros.into_iter().for_each(|part| visit(part, ChangeKind::Zero));
-        Ok(())
+        visit_data(file, parts, visit).map_err(|error| Error::io(path, "looking for holes", error))
     }
 }
 
 /// Splits parts that are in a file into what it holds and its holes.
 fn visit_data(
     file: Option<&dyn File>,
-    parts: Vec<(Range<u64>, u64)>,
+    parts: Vec<(Range<u64>, Option<u64>)>,
     visit: &mut dyn FnMut(Range<u64>, ChangeKind),
 ) -> std::io::Result<()> {
     for (part, start) in parts {
-        let Some(file) = file else {
-            visit(part, ChangeKind::Data);
+        let (Some(file), Some(start)) = (file, start) else {
+            visit(part, if start.is_some() { ChangeKind::Data } else { ChangeKind::Zero });
             continue;
         };
         let end = start + (part.end - part.start);
@@ -183,7 +180,11 @@ fn visit_data(
 }
 
 /// Adds what changed within `window`; `layers` go from the newest down.
-fn changes_within(layers: &[View<'_>], window: Range<u64>, changes: &mut Vec<Change>) -> Result<()> {
+pub(super) fn changes_within(
+    layers: &[View<'_>],
+    window: Range<u64>,
+    changes: &mut Vec<Change>,
+) -> Result<()> {
     let mut undecided: Vec<Range<u64>> = std::iter::once(window.clone()).collect();
     let mut found: Vec<(Range<u64>, ChangeKind)> = Vec::new();
     for layer in layers {

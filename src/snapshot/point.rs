@@ -60,11 +60,6 @@ impl Lineage {
         Ok(Lineage { footer: decision.footer, parents })
     }
 
-    /// The unique ids of the layers, from the top down.
-    fn ids(&self) -> impl Iterator<Item = UniqueId> + '_ {
-        std::iter::once(self.footer.unique_id).chain(self.parents.iter().map(ParentImage::unique_id))
-    }
-
     /// The file of the layer so far below the top, which is at `disk`.
     pub(super) fn path<'a>(&'a self, disk: &'a Path, depth: usize) -> &'a Path {
         depth.checked_sub(1).and_then(|parent| self.parents.get(parent)).map_or(disk, ParentImage::path)
@@ -78,8 +73,10 @@ impl Lineage {
         from: &Path,
         to: Option<&Path>,
     ) -> Result<(usize, usize)> {
-        let from_depth = self.find(vfs, disk, from)?;
-        let to_depth = to.map_or(Ok(0), |to| self.find(vfs, disk, to))?;
+        let parents = self.parents.iter().map(ParentImage::unique_id);
+        let layers: Vec<UniqueId> = std::iter::once(self.footer.unique_id).chain(parents).collect();
+        let from_depth = find(vfs, &layers, disk, from)?;
+        let to_depth = to.map_or(Ok(0), |to| find(vfs, &layers, disk, to))?;
         if to_depth > from_depth {
             let to = to.unwrap_or(disk);
             let what = format!("{} is older than {}: name the older one first", to.display(), from.display());
@@ -87,31 +84,31 @@ impl Lineage {
         }
         Ok((from_depth, to_depth))
     }
+}
 
-    /// How far below the top the layer is that `point` names: a snapshot of the disk at `disk`, or a path.
-    fn find(&self, vfs: &dyn Vfs, disk: &Path, point: &Path) -> Result<usize> {
-        let snapshot = point.to_str().and_then(|name| snapshot_path(disk, name));
-        let mut why = None;
-        for path in snapshot.iter().map(PathBuf::as_path).chain([point]) {
-            let file = match vfs.open(path, Access::ReadOnly) {
-                Ok(file) => file,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(Error::io(path, "opening a layer", error)),
-            };
-            let id = unique_id(&*file, path)?;
-            match self.ids().position(|layer| layer == id) {
-                Some(depth) => return Ok(depth),
-                None => why = Some(format!("{} is no layer of this disk", path.display())),
-            }
+/// Which of the layers with these ids, from the top of the disk at `disk` down, `point` names: a snapshot of the disk, or a path.
+pub(super) fn find(vfs: &dyn Vfs, layers: &[UniqueId], disk: &Path, point: &Path) -> Result<usize> {
+    let snapshot = point.to_str().and_then(|name| snapshot_path(disk, name));
+    let mut why = None;
+    for path in snapshot.iter().map(PathBuf::as_path).chain([point]) {
+        let file = match vfs.open(path, Access::ReadOnly) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(Error::io(path, "opening a layer", error)),
+        };
+        let id = unique_id(&*file, path)?;
+        match layers.iter().position(|&layer| layer == id) {
+            Some(depth) => return Ok(depth),
+            None => why = Some(format!("{} is no layer of this disk", path.display())),
         }
-        let why = why.unwrap_or_else(|| match &snapshot {
-            Some(snapshot) => format!("neither {} nor {} exists", snapshot.display(), point.display()),
-            None => format!("{} does not exist", point.display()),
-        });
-        let point = String::from_utf8_lossy(point.as_os_str().as_bytes()).into_owned();
-        let what = format!("its chain has no point \"{point}\": {why}");
-        Err(Error::NotFound { path: disk.to_path_buf(), what })
     }
+    let why = why.unwrap_or_else(|| match &snapshot {
+        Some(snapshot) => format!("neither {} nor {} exists", snapshot.display(), point.display()),
+        None => format!("{} does not exist", point.display()),
+    });
+    let point = String::from_utf8_lossy(point.as_os_str().as_bytes()).into_owned();
+    let what = format!("its chain has no point \"{point}\": {why}");
+    Err(Error::NotFound { path: disk.to_path_buf(), what })
 }
 
 fn unique_id(file: &dyn File, path: &Path) -> Result<UniqueId> {

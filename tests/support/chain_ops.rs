@@ -1,11 +1,14 @@
 //! Operations on chains, cut by a crash at every step: what a power cut may leave is opened and judged.
 
 use cowvhd::check::{Severity, check};
+use cowvhd::convert::Progress;
 use cowvhd::sim::{Bounds, CrashPoint, CrashState, Rng, SimVfs};
 use cowvhd::vfs::{Access, Vfs};
-use cowvhd::{CreateOptions, Disk, OpenOptions};
+use cowvhd::vhd::Footer;
+use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions};
 use std::collections::HashSet;
-use std::path::Path;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub const BLOCK: u32 = 16 << 10;
@@ -129,6 +132,191 @@ pub fn explore(points: &[CrashPoint], bounds: &Bounds, judge: &Judge<'_>) -> Res
         result?;
     }
     Ok(seen.len() as u64)
+}
+
+/// Makes a closed image shorter, as another program does.
+pub fn shrink(vfs: &SimVfs, path: &Path, size: u64) {
+    let bytes = vfs.content(path).unwrap();
+    let end = bytes.len() - Footer::SIZE;
+    for at in [0, end] {
+        let mut footer = Footer::parse(&bytes[at..at + Footer::SIZE]).unwrap();
+        footer.current_size = size;
+        vfs.foreign_write(path, at as u64, &footer.to_bytes());
+    }
+}
+
+/// A chain from the root up, with what its top shows: layers `/vm@N.vhd` and `/vm.vhd` on top. Some layers are shorter than those
+/// beneath them, so that they hide those with zeros; the top may have been left without closing it.
+pub struct Chain {
+    pub vfs: SimVfs,
+    pub layers: Vec<PathBuf>,
+    pub content: Vec<u8>,
+}
+
+impl Chain {
+    pub fn random(seed: u64, most: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let vfs = SimVfs::new(seed);
+        let depth = 2 + rng.below(most - 1) as usize;
+        let mut layers: Vec<PathBuf> = Vec::new();
+        let mut content = vec![0; SIZE as usize];
+        for number in 0..depth {
+            let top = number + 1 == depth;
+            let path = PathBuf::from(if top { "/vm.vhd".into() } else { format!("/vm@{number}.vhd") });
+            create(&vfs, &path, layers.last().map(PathBuf::as_path));
+            let requests = rng.below(6);
+            change_closed(&vfs, &path, &mut content, &mut rng, requests);
+            layers.push(path);
+        }
+        for layer in layers.iter().take(depth - 1).skip(1) {
+            if rng.one_in(4) {
+                shrink(&vfs, layer, (1 + rng.below(SIZE / 512 - 1)) * 512);
+            }
+        }
+        let disk = Path::new("/vm.vhd");
+        if rng.one_in(2) {
+            let open = options(&vfs).open(disk).unwrap();
+            change(&open, &mut content, &mut rng, 3);
+            open.flush().unwrap();
+        }
+        let content = read(&options(&vfs).read_only(true), disk).unwrap();
+        Chain { vfs, layers, content }
+    }
+
+    pub fn disk(&self) -> &Path {
+        Path::new("/vm.vhd")
+    }
+
+    /// The layers beneath the disk: nothing may change them.
+    pub fn parents(&self) -> Vec<(PathBuf, Option<u64>)> {
+        let below = &self.layers[..self.layers.len() - 1];
+        below.iter().map(|path| (path.clone(), self.vfs.content_hash(path))).collect()
+    }
+}
+
+/// Judges a state in the middle of an operation that keeps what the disk shows and changes no parent.
+fn keeps_the_view(
+    state: &CrashState,
+    disk: &Path,
+    content: &[u8],
+    parents: &[(PathBuf, Option<u64>)],
+) -> Result<Vec<CrashPoint>, String> {
+    let vfs = state.to_vfs(state.hash);
+    let options = options(&vfs);
+    must_hold(&options.clone().read_only(true), disk, content)?;
+    vfs.record(true);
+    must_hold(&options, disk, content)?;
+    let points = vfs.take_crash_points();
+    vfs.record(false);
+    options.open(disk).and_then(|disk| disk.close()).map_err(|error| error.to_string())?;
+    must_be_sound(&vfs, disk)?;
+    match parents.iter().find(|(path, hash)| vfs.content_hash(path) != *hash) {
+        Some((path, _)) => Err(format!("{} was changed", path.display())),
+        None => Ok(points),
+    }
+}
+
+/// Layers are merged into the disk over them, cut at every step, and the merge is done again.
+pub fn merged(seed: u64, bounds: &Bounds) -> Result<u64, String> {
+    let chain = Chain::random(seed, 5);
+    let mut rng = Rng::new(seed ^ 0x5eed);
+    let below = chain.layers.len() - 1;
+    // How many layers stay; the next one up is the last that goes.
+    let stay = rng.below(below as u64) as usize;
+    let until = stay.checked_sub(1).map(|layer| chain.layers[layer].clone());
+    let (disk, content, parents) = (chain.disk(), &chain.content, chain.parents());
+    let go_on = &mut |_| ControlFlow::Continue(());
+    chain.vfs.record(true);
+    let merge = |vfs: &SimVfs, progress: &mut dyn FnMut(Progress) -> ControlFlow<()>| {
+        cowvhd::snapshot::merge(&options(vfs), disk, until.as_deref(), progress)
+    };
+    let done = merge(&chain.vfs, go_on).map_err(|error| error.to_string())?;
+    let gone: Vec<PathBuf> = chain.layers[stay..below].iter().rev().cloned().collect();
+    if done.layers != gone {
+        return Err(format!("{:?} were merged, not {gone:?}", done.layers));
+    }
+    let returned = chain.vfs.tick();
+    let mut points = chain.vfs.take_crash_points();
+    points.push(chain.vfs.crash_now());
+    explore(&points, bounds, &|state, clock| {
+        let points = keeps_the_view(state, disk, content, &parents)?;
+        let vfs = state.to_vfs(state.hash);
+        if clock < returned {
+            // Done again, it comes to its end, unless it had.
+            match merge(&vfs, &mut |_| ControlFlow::Continue(())) {
+                Ok(_) => {}
+                Err(error) if [ErrorKind::NotFound, ErrorKind::InvalidInput].contains(&error.kind()) => {}
+                Err(error) => return Err(format!("merging again: {error}")),
+            }
+        }
+        gone.iter().for_each(|layer| vfs.remove(layer).unwrap());
+        must_hold(&options(&vfs), disk, content)
+            .map_err(|error| format!("without what was merged: {error}"))?;
+        Ok(points)
+    })
+}
+
+/// A disk gets another parent with other content, and keeps what it shows.
+pub fn rebased(seed: u64, bounds: &Bounds) -> Result<u64, String> {
+    let chain = Chain::random(seed, 3);
+    let mut rng = Rng::new(seed ^ 0xba5e);
+    let (disk, content, vfs) = (chain.disk(), &chain.content, &chain.vfs);
+    // Made of the old parent, or of nothing; over one of the old layers, or not.
+    let new = PathBuf::from("/new parent.vhd");
+    let mut other = vec![0; SIZE as usize];
+    match rng.below(3) {
+        0 => create(vfs, &new, None),
+        1 => create(vfs, &new, Some(&chain.layers[0])),
+        _ => {
+            create(vfs, &new, None);
+            other.copy_from_slice(content);
+            let open = options(vfs).open(&new).unwrap();
+            open.write_at(content, 0).unwrap();
+            open.close().unwrap();
+        }
+    }
+    let requests = rng.below(5);
+    change_closed(vfs, &new, &mut other, &mut rng, requests);
+    let mut parents = chain.parents();
+    parents.push((new.clone(), vfs.content_hash(&new)));
+    vfs.record(true);
+    let go_on = &mut |_| ControlFlow::Continue(());
+    cowvhd::snapshot::rebase(&options(vfs), disk, &new, go_on).map_err(|error| error.to_string())?;
+    let returned = vfs.tick();
+    let mut points = vfs.take_crash_points();
+    points.push(vfs.crash_now());
+    explore(&points, bounds, &|state, clock| {
+        let points = keeps_the_view(state, disk, content, &parents)?;
+        if clock >= returned {
+            let vfs = state.to_vfs(state.hash);
+            chain.layers[1..chain.layers.len() - 1].iter().for_each(|layer| vfs.remove(layer).unwrap());
+            must_hold(&options(&vfs), disk, content)
+                .map_err(|error| format!("over the new parent: {error}"))?;
+        }
+        Ok(points)
+    })
+}
+
+/// A disk gets another parent, and the two halves of the headers, old and new, have the same sum: so a torn header passes.
+pub fn torn_header(seed: u64, bounds: &Bounds) -> Result<u64, String> {
+    let mut rng = Rng::new(seed);
+    let vfs = SimVfs::new(seed);
+    // The locators move by three pages: 144 in the sum of the bytes that say so. Their lengths make up for it: the path is 30 shorter
+    // in two notations of two bytes and in one of one, which has two more for each of three spaces. The new parent is in a folder of
+    // its own, where nobody finds it by its name.
+    let old = PathBuf::from(format!("/{}.vhd", "x".repeat(37)));
+    let (disk, new) = (Path::new("/vm.vhd"), Path::new("/s/ a b .vhd"));
+    let mut content = vec![0; SIZE as usize];
+    create(&vfs, &old, None);
+    create(&vfs, new, None);
+    create(&vfs, disk, Some(&old));
+    change_closed(&vfs, disk, &mut content, &mut rng, 2);
+    vfs.record(true);
+    let go_on = &mut |_| ControlFlow::Continue(());
+    cowvhd::snapshot::rebase(&options(&vfs), disk, new, go_on).map_err(|error| error.to_string())?;
+    let points = vfs.take_crash_points();
+    let parents = [old.as_path(), new].map(|path| (path.to_path_buf(), vfs.content_hash(path)));
+    explore(&points, bounds, &|state, _| keeps_the_view(state, disk, &content, &parents))
 }
 
 /// A parent has moved; the child is told where it is, and a crash comes in between.

@@ -1,0 +1,96 @@
+//! Bringing into a differencing layer what shows through it from below, without changing what a guest sees.
+//!
+//! It is a write of absent units with what is there already: whoever writes to one of them meanwhile waits, and overwrites (I8).
+
+use super::Layer;
+use super::below::Below;
+use super::map::Mapping;
+use super::units::{self, UNIT_BYTES};
+use super::write::WriteGuard;
+use crate::defect::{self, Defect};
+use crate::error::Result;
+use crate::journal::zero_range;
+use std::ops::Range;
+
+impl Layer {
+    /// Copies up what of bytes `range` of `block`, which is whole units, is not here. Returns how many bytes that was. Where it fails
+    /// for lack of space it may succeed after [`Layer::reclaim`].
+    pub(crate) fn fill(&self, block: u32, range: Range<u64>, below: &dyn Below) -> Result<u64> {
+        let mut filled = 0;
+        for run in self.absent_units(block, range)? {
+            filled += self.prepare(block, run)?.fill(below)?;
+        }
+        Ok(filled)
+    }
+
+    /// The runs of units in `range` of `block` that are not here; none in a root disk.
+    pub(crate) fn absent_units(&self, block: u32, range: Range<u64>) -> Result<Vec<Range<u64>>> {
+        let Some(units) = &self.units else { return Ok(Vec::new()) };
+        loop {
+            let (mapping, _pin) = self.map.get_pinned(block);
+            return Ok(match self.verify(block, mapping)? {
+                Mapping::Whole(_) => Vec::new(),
+                Mapping::Absent | Mapping::Unverified(_) => std::iter::once(range).collect(),
+                Mapping::Partial(slot) => match units.get(slot) {
+                    Some(_) if defect::active(Defect::MergeOverwrites) => std::iter::once(range).collect(),
+                    Some(present) => {
+                        present.runs(range).filter(|(_, present)| !present).map(|(run, _)| run).collect()
+                    }
+                    // It is whole by now, or somewhere else.
+                    None => continue,
+                },
+            });
+        }
+    }
+
+    /// Whether some of the units of a block that is allocated are not here.
+    pub(crate) fn is_partial(&self, block: u32) -> Result<bool> {
+        let (mapping, _pin) = self.map.get_pinned(block);
+        Ok(matches!(self.verify(block, mapping)?, Mapping::Partial(_)))
+    }
+}
+
+impl WriteGuard<'_> {
+    /// Writes what shows through in the units that are still absent.
+    fn fill(self, below: &dyn Below) -> Result<u64> {
+        let mut filled = 0;
+        let mut absent: Option<Range<u64>> = None;
+        for unit in units::touched(&self.range) {
+            if self.is_absent(unit) || defect::active(Defect::MergeOverwrites) {
+                let start = u64::from(unit) * UNIT_BYTES;
+                let run = absent.get_or_insert(start..start);
+                run.end = start + UNIT_BYTES;
+                continue;
+            }
+            if let Some(run) = absent.take() {
+                filled += self.fill_run(run, below)?;
+            }
+        }
+        if let Some(run) = absent {
+            filled += self.fill_run(run, below)?;
+        }
+        // Otherwise somebody else has brought all of them.
+        if filled > 0 {
+            self.commit_as(false);
+        }
+        Ok(filled)
+    }
+
+    fn fill_run(&self, run: Range<u64>, below: &dyn Below) -> Result<u64> {
+        let length = run.end - run.start;
+        let mut bytes = vec![0; length as usize];
+        match defect::active(Defect::MergeOverwrites) {
+            true => below.read(self.layer.guest_offset(self.block) + run.start, &mut bytes)?,
+            false => self.layer.read_block(self.block, run.start, &mut bytes, below)?,
+        }
+        if bytes.iter().all(|&byte| byte == 0) {
+            // What lies under bits that are not set may be anything.
+            let at = self.layer.place.data_offset(self.slot) + run.start;
+            let zeroed = zero_range(&*self.layer.file, at, length);
+            zeroed.map_err(|error| self.layer.io_error("zeroing", at, length as usize, error))?;
+        } else {
+            self.put(run.start, &bytes)?;
+        }
+        Ok(length)
+    }
+}

@@ -1,0 +1,100 @@
+//! Merging layers into the disk over them: no view changes, whatever a crash leaves.
+
+#![cfg(feature = "sim")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+#[path = "support/chain_ops.rs"]
+#[allow(dead_code, reason = "shared with the other tests of chains")]
+mod chain_ops;
+
+use chain_ops::{Chain, must_be_sound, must_hold, options};
+use cowvhd::ErrorKind;
+use cowvhd::sim::{Bounds, Fault, FaultPlan};
+use cowvhd::snapshot::merge;
+use cowvhd::vfs::Vfs;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+#[test]
+fn merging_keeps_what_the_disk_shows_at_every_step() {
+    let states: u64 = (0..60)
+        .map(|seed| {
+            let bounds = Bounds::sample(if seed < 10 { 30 } else { 4 });
+            chain_ops::merged(seed, &bounds).unwrap_or_else(|error| panic!("seed {seed}: {error}"))
+        })
+        .sum();
+    println!("{states} distinct states: no violation");
+}
+
+/// Any one operation, and all from it on, lack space: nothing is lost, and with space the merge comes to its end.
+#[test]
+fn a_lack_of_space_loses_nothing() {
+    let go_on = || |_| ControlFlow::Continue(());
+    for seed in 0..6 {
+        for count in [1, u64::MAX] {
+            for number in (0..).step_by(3) {
+                let Chain { vfs, layers, content } = Chain::random(seed, 4);
+                let disk = Path::new("/vm.vhd");
+                let until = layers[0].clone();
+                vfs.set_faults(FaultPlan::new(Fault::Error(28), number, count));
+                let result = merge(&options(&vfs), disk, Some(&until), &mut go_on());
+                let injected = vfs.injected_faults();
+                vfs.set_faults(FaultPlan::default());
+                must_hold(&options(&vfs).read_only(true), disk, &content)
+                    .unwrap_or_else(|error| panic!("seed {seed}, operation {number}: {error}"));
+                if let Err(error) = &result {
+                    let text = error.to_string();
+                    let expected = [ErrorKind::NoSpace, ErrorKind::Poisoned];
+                    assert!(expected.contains(&error.kind()), "operation {number}: {text}");
+                }
+                merge(&options(&vfs), disk, Some(&until), &mut go_on()).unwrap();
+                layers[1..layers.len() - 1].iter().for_each(|layer| vfs.remove(layer).unwrap());
+                must_hold(&options(&vfs).read_only(true), disk, &content).unwrap();
+                // A journal entry that could not be written stops the disk, and leaves its mark.
+                if !options(&vfs)
+                    .read_only(true)
+                    .open(disk)
+                    .unwrap()
+                    .notices()
+                    .join("")
+                    .contains("a sync failed")
+                {
+                    must_be_sound(&vfs, disk).unwrap();
+                }
+                if injected == 0 {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// A merge that is stopped anywhere goes on.
+#[test]
+fn a_stopped_merge_goes_on() {
+    for seed in 0..20 {
+        let chain = Chain::random(seed, 5);
+        let disk = chain.disk();
+        let mut calls = 0;
+        for stop_after in 0.. {
+            calls = 0;
+            let result = merge(&options(&chain.vfs), disk, None, &mut |_| {
+                calls += 1;
+                if calls > stop_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            match result {
+                Ok(_) => break,
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::Cancelled);
+                    assert!(error.to_string().contains("goes on where it was"), "{error}");
+                    must_hold(&options(&chain.vfs).read_only(true), disk, &chain.content).unwrap();
+                }
+            }
+        }
+        assert!(calls > 0);
+        chain.parents().iter().for_each(|(layer, _)| chain.vfs.remove(layer).unwrap());
+        must_hold(&options(&chain.vfs).read_only(true), disk, &chain.content).unwrap();
+        let error = merge(&options(&chain.vfs), disk, None, &mut |_| ControlFlow::Continue(())).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    }
+}
