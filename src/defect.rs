@@ -103,6 +103,16 @@ defects! {
     MergeForgetsShortLayers,
     /// A merge copies up what a layer holds also where the disk has its own.
     MergeOverwrites,
+    /// Opening an image does not make its name durable.
+    NameNotDurable,
+    /// Without an exchange of names, the child's new name is not durable before the leaf takes its old one.
+    ChildNotAside,
+    /// Without an exchange of names, the leaf's second name is not durable before the child takes the first.
+    RenameBeforeLink,
+    /// The names are exchanged before the leaf is sealed.
+    CommitBeforeSeal,
+    /// A sealing that was cut is finished though the seal was in a cache alone.
+    SealFromCache,
 }
 
 /// Whether a defect is switched on, on this thread.

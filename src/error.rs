@@ -143,6 +143,14 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// The image is sealed: it is a snapshot, or others were made over it, and it never changes.
+    #[error("{}: {what}; make a disk to write to over it with `cowvhd clone`", path.display())]
+    Sealed {
+        /// The file.
+        path: PathBuf,
+        /// As what it was sealed.
+        what: String,
+    },
     /// An access that does not lie within the disk, or is not a whole number of sectors.
     #[error("access of {length} bytes at offset {offset} does not fit a disk of {size} bytes: {why}")]
     OutOfRange {
@@ -216,6 +224,8 @@ pub enum ErrorKind {
     Exists,
     /// Write to a read-only disk.
     ReadOnly,
+    /// Write to a sealed image.
+    Sealed,
     /// Access outside the disk, unaligned, or an option that cannot be used.
     InvalidInput,
     /// No space left.
@@ -240,6 +250,7 @@ impl Error {
             Error::NotFound { .. } => ErrorKind::NotFound,
             Error::Exists { .. } => ErrorKind::Exists,
             Error::ReadOnly { .. } => ErrorKind::ReadOnly,
+            Error::Sealed { .. } => ErrorKind::Sealed,
             Error::OutOfRange { .. } | Error::Invalid { .. } => ErrorKind::InvalidInput,
             Error::NoSpace { .. } => ErrorKind::NoSpace,
             Error::Cancelled { .. } | Error::Stopped { .. } => ErrorKind::Cancelled,
@@ -271,7 +282,7 @@ impl Error {
             ErrorKind::Unsupported => EOPNOTSUPP,
             ErrorKind::InUse => EBUSY,
             ErrorKind::Exists => EEXIST,
-            ErrorKind::ReadOnly => EROFS,
+            ErrorKind::ReadOnly | ErrorKind::Sealed => EROFS,
             ErrorKind::InvalidInput => EINVAL,
             ErrorKind::Cancelled => ECANCELED,
         }

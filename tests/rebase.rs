@@ -78,9 +78,14 @@ fn only_the_right_parent_is_named() {
     assert_eq!(error.kind(), ErrorKind::ParentMissing);
     assert!(error.to_string().contains("is another disk"), "{error}");
     assert_eq!(before, [root, other, disk].map(|path| vfs.content_hash(path)));
+    let error = relink(&options(&vfs), other, root).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    must_be_sound(&vfs, other).unwrap();
+    // A sealed image can be re-pointed, too; this one has no parent, and stays as it is.
     let error = relink(&options(&vfs), root, other).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
-    must_be_sound(&vfs, root).unwrap();
+    assert_eq!(options(&vfs).open(root).unwrap_err().kind(), ErrorKind::Sealed);
+    must_hold(&options(&vfs).read_only(true), disk, &[0; SIZE as usize]).unwrap();
     assert!(relink(&options(&vfs), disk, Path::new("/none.vhd")).is_err());
     assert!(relink(&options(&vfs), disk, disk).is_err());
 }

@@ -7,7 +7,7 @@
 use crate::Seed;
 use crate::input::Input;
 use cowvhd::sim::{Bounds, SimVfs};
-use cowvhd::vfs::{Access, File, FileTime, Vfs};
+use cowvhd::vfs::{Access, File, FileIdentity, FileTime, Vfs};
 use cowvhd::vhd::{DynamicHeader, HeaderCookie, ParentLocator, PlatformCode, locator};
 use cowvhd::{CreateOptions, OpenOptions};
 use std::ffi::{OsStr, OsString};
@@ -39,6 +39,9 @@ impl Vfs for Watched {
     }
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         self.0.create_new(path)
+    }
+    fn identity(&self, path: &Path) -> io::Result<FileIdentity> {
+        self.0.identity(path)
     }
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.0.link(from, to)
@@ -101,14 +104,12 @@ fn files() -> Option<SimVfs> {
 
 /// The parent in another place, with other content in the same sectors.
 fn copy_file(vfs: &SimVfs, to: &str) -> Option<()> {
-    let bytes = vfs.content(Path::new(SECRET))?;
+    let mut bytes = vfs.content(Path::new(SECRET))?;
+    let data = bytes.chunks_mut(4096).find(|page| page.iter().all(|&byte| byte == 0x5e))?;
+    data.fill(0x11);
     let file = vfs.create_new(Path::new(to)).ok()?;
     file.write_at(&bytes, 0).ok()?;
-    file.sync_data().ok()?;
-    drop(file);
-    let disk = OpenOptions::new().vfs(Arc::new(vfs.clone())).open(Path::new(to)).ok()?;
-    disk.write_at(&[0x11; 4096], 0).ok()?;
-    disk.close().ok()
+    file.sync_data().ok()
 }
 
 /// The body of the target.

@@ -13,22 +13,30 @@
 //! becomes a parent and is folded into the map.
 
 mod candidates;
+mod commit;
+mod create;
 mod descriptors;
 mod flat;
 mod former_leaf;
+mod leaf;
 mod locate;
 mod open;
 mod parent;
 mod parents;
+mod registry;
 mod runs;
 mod source;
 
-#[allow(unused_imports, reason = "for snapshots of a running disk")]
+pub(crate) use commit::{exchange, open_for_maintenance, open_leaf, remove_child};
+pub(crate) use create::{create_child, register, seal_parent, unregister};
 pub(crate) use descriptors::bound;
+pub use leaf::SnapshotName;
+pub(crate) use leaf::{Leaf, snapshot_path};
 pub(crate) use locate::ParentPolicy;
-pub(crate) use open::{link_to, open_from, open_images, open_parents, parent_shape};
+pub(crate) use open::{ChildClaims, link_to, open_from, open_images, open_parents};
 pub(crate) use parent::ParentImage;
 pub(crate) use parents::Parents;
+pub(crate) use registry::{Children, child as registered_child};
 pub(crate) use source::{Found, Source};
 
 /// More layers than this are refused, when a child is made as well as when a chain is opened.

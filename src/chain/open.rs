@@ -6,6 +6,7 @@ use super::parent::ParentImage;
 use super::source::Source;
 use super::{MAX_DEPTH, Parents};
 use crate::error::{Error, Result};
+use crate::ext::{FixedParent, Lineage};
 use crate::layer::ParentLink;
 use crate::sync::Arc;
 use crate::vfs::{Access, File, Vfs};
@@ -13,57 +14,68 @@ use crate::vhd::{DynamicHeader, Footer, Timestamp, UniqueId};
 use std::collections::HashSet;
 use std::path::Path;
 
-/// Opens the parents of the differencing image at `path`, which is open as `file`. Fails where one is missing, is not the disk
-/// that its child names, was not closed, or where the chain is a loop or too deep.
+/// What an image says of its parent.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ChildClaims<'a> {
+    /// Where it is.
+    pub(crate) path: &'a Path,
+    /// Its file.
+    pub(crate) file: &'a dyn File,
+    /// Its footer.
+    pub(crate) footer: &'a Footer,
+    /// Its dynamic header.
+    pub(crate) header: &'a DynamicHeader,
+    /// Its place in a chain, if it has a superblock.
+    pub(crate) lineage: Lineage,
+}
+
+/// Opens the parents of a differencing image. Fails where one is missing, is not the disk that its child names or not in the
+/// state in which the child was made over it, was not closed, or where the chain is a loop or too deep.
 pub(crate) fn open_parents(
     vfs: &Arc<dyn Vfs>,
-    path: &Path,
-    file: &dyn File,
-    (footer, header): (&Footer, &DynamicHeader),
+    child: &ChildClaims<'_>,
     policy: &ParentPolicy,
 ) -> Result<Parents> {
-    let images = open_images(vfs, path, file, (footer, header), policy)?;
+    let images = open_images(vfs, child, policy)?;
     let sources = images.into_iter().rev().map(|image| Arc::new(image) as Arc<dyn Source>).collect();
-    Ok(Parents::new(sources, header.block_size, footer.current_size))
+    Ok(Parents::new(sources, child.header.block_size, child.footer.current_size))
 }
 
 /// The same as images, from the top down.
 pub(crate) fn open_images(
     vfs: &Arc<dyn Vfs>,
-    path: &Path,
-    file: &dyn File,
-    (footer, header): (&Footer, &DynamicHeader),
+    leaf: &ChildClaims<'_>,
     policy: &ParentPolicy,
 ) -> Result<Vec<ParentImage>> {
-    let leaf_folder = folder(path);
-    let mut seen: HashSet<UniqueId> = HashSet::from([footer.unique_id]);
+    let leaf_folder = folder(leaf.path);
+    let mut seen: HashSet<UniqueId> = HashSet::from([leaf.footer.unique_id]);
     let mut images: Vec<ParentImage> = Vec::new();
     loop {
-        let (child, child_file, header) = match images.last() {
-            None => (path, file, header),
-            Some(child) => match child.differencing_header() {
+        let claims = match images.last() {
+            None => *leaf,
+            Some(image) => match image.claims() {
                 None => return Ok(images),
-                Some(header) => (child.path(), child.file(), header),
+                Some(claims) => claims,
             },
         };
         let broken = |what: String| Error::Damaged {
-            path: path.to_path_buf(),
+            path: leaf.path.to_path_buf(),
             what,
             hint: "run `cowvhd check` on its layers to see what is affected",
         };
         // Before it is looked for: one of the images that are open already would seem to be in use by somebody else.
-        let wanted = header.parent_unique_id;
+        let wanted = claims.header.parent_unique_id;
         if !seen.insert(wanted) {
             let what = format!(
                 "its chain of parents is a loop: {} names the disk {wanted}, which is above it or itself",
-                child.display()
+                claims.path.display()
             );
             return Err(broken(what));
         }
         if images.len() + 1 >= MAX_DEPTH {
             return Err(broken(format!("its chain has more than {MAX_DEPTH} layers")));
         }
-        let parent = policy.open_parent(&**vfs, leaf_folder, child, child_file, header, images.is_empty())?;
+        let parent = open_parent(&**vfs, leaf_folder, &claims, policy, images.is_empty())?;
         images.push(bound(vfs, parent)?);
     }
 }
@@ -77,45 +89,15 @@ pub(crate) fn open_from(
     let file = vfs
         .open(parent, Access::ReadOnly)
         .map_err(|error| Error::io(parent, "opening the image that is to be the parent", error))?;
-    let image = ParentImage::open(Arc::clone(&file), parent)?;
-    let beneath = match image.differencing_header() {
-        Some(header) => {
+    let image = ParentImage::open(file, parent)?;
+    let beneath = match image.claims() {
+        Some(claims) => {
             let policy = ParentPolicy { explicit: None, ..policy.clone() };
-            open_images(vfs, parent, &*file, (image.footer(), header), &policy)?
+            open_images(vfs, &claims, &policy)?
         }
         None => Vec::new(),
     };
     Ok(std::iter::once(bound(vfs, image)?).chain(beneath).collect())
-}
-
-/// What a child takes over from its parent.
-#[derive(Debug)]
-pub(crate) struct ParentShape {
-    /// Size of the disk in bytes.
-    pub(crate) size: u64,
-    /// Data bytes of a block; a fixed disk has none.
-    pub(crate) block_bytes: Option<u32>,
-    /// How the child names it.
-    pub(crate) link: ParentLink,
-}
-
-/// Looks at the image that is to be the parent of a new one at `child`: all of its own parents must be there.
-pub(crate) fn parent_shape(
-    vfs: &Arc<dyn Vfs>,
-    child: &Path,
-    parent: &Path,
-    policy: &ParentPolicy,
-) -> Result<ParentShape> {
-    let images = open_from(vfs, parent, policy)?;
-    let Some(image) = images.first().filter(|_| images.len() < MAX_DEPTH) else {
-        let what = format!("{}: its chain has {MAX_DEPTH} layers already", parent.display());
-        return Err(Error::Invalid { what });
-    };
-    Ok(ParentShape {
-        size: image.footer().current_size,
-        block_bytes: image.block_bytes(),
-        link: link_to(child, image)?,
-    })
 }
 
 /// How the image at `child` names `parent`.
@@ -127,9 +109,58 @@ pub(crate) fn link_to(child: &Path, parent: &ParentImage) -> Result<ParentLink> 
         .file()
         .modified()
         .map_err(|error| Error::io(parent.path(), "asking for the modification time", error))?;
+    let fixed = match parent.block_bytes() {
+        None => FixedParent { file_bytes: parent.file_length(), modified },
+        Some(_) => FixedParent::default(),
+    };
     Ok(ParentLink {
         unique_id: parent.unique_id(),
         modified: Timestamp::from_unix_seconds(modified.seconds),
         path,
+        seal_id: parent.seal_id(),
+        fixed,
     })
+}
+
+/// Opens the parent of one image and compares it with what the image says of its state.
+fn open_parent(
+    vfs: &dyn Vfs,
+    leaf_folder: &Path,
+    child: &ChildClaims<'_>,
+    policy: &ParentPolicy,
+    explicit: bool,
+) -> Result<ParentImage> {
+    let parent = policy.open_parent(vfs, leaf_folder, child.path, child.file, child.header, explicit)?;
+    let lineage = &child.lineage;
+    // Where another parent was named and a crash came before this was noted, nothing is known.
+    if lineage.parent_id != child.header.parent_unique_id {
+        return Ok(parent);
+    }
+    if lineage.parent_seal.is_some() && parent.seal_id() != lineage.parent_seal {
+        let found = match parent.seal_id().is_some() {
+            true => "it was sealed anew since",
+            false => "it is not sealed any more",
+        };
+        return Err(Error::Damaged {
+            path: child.path.to_path_buf(),
+            what: format!(
+                "its parent {} is not in the state that the image was made over: {found}, so that it may have been written to",
+                parent.path().display()
+            ),
+            hint: "bring the file back that was the parent, or copy what the image shows with another tool",
+        });
+    }
+    let length = lineage.fixed_parent.file_bytes;
+    if length != 0 && parent.file_length() != length {
+        return Err(Error::Damaged {
+            path: child.path.to_path_buf(),
+            what: format!(
+                "its parent {} has {} bytes, and had {length} when the image was made over it",
+                parent.path().display(),
+                parent.file_length()
+            ),
+            hint: "bring the file back that was the parent",
+        });
+    }
+    Ok(parent)
 }

@@ -4,9 +4,10 @@
 //! the file. So opening costs a few reads, whatever the size, and a thousand parents take little memory.
 
 use super::descriptors::{Permit, PooledFile};
+use super::open::ChildClaims;
 use super::source::{Found, Source};
 use crate::error::{Error, Result};
-use crate::ext::Placement;
+use crate::ext::{Lineage, Placement, SealId};
 use crate::layer::{self, Condition, Headers};
 use crate::sync::Arc;
 use crate::vfs::{Access, File, FileExt, Vfs};
@@ -24,6 +25,8 @@ pub(crate) struct ParentImage {
     blocks: Option<Blocks>,
     /// To keep the file open, if it was asked for.
     _permit: Option<Permit>,
+    /// Of an image with a superblock.
+    lineage: Option<Lineage>,
 }
 
 #[derive(Debug)]
@@ -37,7 +40,7 @@ impl ParentImage {
     pub(crate) fn open(file: Arc<dyn File>, path: &Path) -> Result<Self> {
         layer::lock(&*file, path, Access::ReadOnly)?;
         if let Some(footer) = layer::fixed_footer(&*file, path)? {
-            let file_bytes = footer.current_size;
+            let file_bytes = footer.current_size + Footer::SIZE as u64;
             return Ok(ParentImage {
                 path: path.to_path_buf(),
                 file,
@@ -45,6 +48,7 @@ impl ParentImage {
                 footer,
                 blocks: None,
                 _permit: None,
+                lineage: None,
             });
         }
         let headers = Headers::read(&*file, path)?;
@@ -60,6 +64,7 @@ impl ParentImage {
             file,
             file_bytes: headers.file_bytes,
             footer: decision.footer,
+            lineage: decision.superblock.map(|(superblock, _)| superblock.lineage),
             blocks: Some(Blocks { header: Box::new(decision.header), place }),
             _permit: None,
         })
@@ -92,20 +97,42 @@ impl ParentImage {
         &*self.file
     }
 
+    /// Length of its file in bytes.
+    pub(crate) fn file_length(&self) -> u64 {
+        self.file_bytes
+    }
+
     /// Data bytes of a block; a fixed disk has none.
     pub(crate) fn block_bytes(&self) -> Option<u32> {
         self.blocks.as_ref().map(|blocks| blocks.place.block_bytes)
     }
 
-    /// The dynamic header, where it is a differencing image itself.
-    pub(crate) fn differencing_header(&self) -> Option<&DynamicHeader> {
-        let is_child = self.footer.disk_type == DiskType::Differencing;
-        self.blocks.as_ref().filter(|_| is_child).map(|blocks| &*blocks.header)
-    }
-
     /// The disk's unique id.
     pub(crate) fn unique_id(&self) -> UniqueId {
         self.footer.unique_id
+    }
+
+    /// Its seal, if it has one.
+    pub(crate) fn seal_id(&self) -> SealId {
+        self.lineage.map(|lineage| lineage.seal_id).unwrap_or_default()
+    }
+
+    /// Its place in a chain, if it has a superblock.
+    pub(crate) fn lineage(&self) -> Option<Lineage> {
+        self.lineage
+    }
+
+    /// What it says of its own parent, where it is a differencing image.
+    pub(crate) fn claims(&self) -> Option<ChildClaims<'_>> {
+        let is_child = self.footer.disk_type == DiskType::Differencing;
+        let blocks = self.blocks.as_ref().filter(|_| is_child)?;
+        Some(ChildClaims {
+            path: &self.path,
+            file: &*self.file,
+            footer: &self.footer,
+            header: &blocks.header,
+            lineage: self.lineage.unwrap_or_default(),
+        })
     }
 
     fn read(&self, what: &str, at: u64, buf: &mut [u8]) -> Result<()> {

@@ -167,7 +167,6 @@ impl Generations {
     }
 
     /// The topmost parent, folded in, is read by way of `top` from now on. The leaf stays.
-    #[allow(dead_code, reason = "for snapshots of a running disk")]
     fn replace_top_parent(&self, top: Arc<dyn Source>) {
         let generation = self.latest();
         let Some(parents) = &generation.parents else { return };
@@ -217,7 +216,6 @@ pub(crate) struct Switch<'a> {
     ended: bool,
 }
 
-#[allow(dead_code, reason = "for snapshots of a running disk")]
 impl Switch<'_> {
     /// The layer that was the leaf: complete, unsynced, and not written to any more.
     pub(crate) fn old_leaf(&self) -> &Arc<Layer> {

@@ -8,15 +8,14 @@ mod generation;
 mod info;
 mod storage;
 
-pub(crate) use generation::Switch;
 pub use info::{DiskInfo, ForeignChanges, JournalState};
 
-use crate::chain::{self, ParentPolicy};
+use crate::chain::{self, ChildClaims, Leaf, ParentPolicy};
 use crate::error::{Error, Result};
 use crate::layer::{self, CreateParameters, Image, Layer};
-use crate::sync::Arc;
-use crate::vfs::{Access, File, HostVfs, Vfs};
-use crate::vhd::{self, DiskType, DynamicHeader, Footer};
+use crate::sync::{Arc, Mutex};
+use crate::vfs::{Access, HostVfs, Vfs};
+use crate::vhd::{self, DiskType, Footer};
 use blocks::Blocks;
 use std::io::{IoSlice, IoSliceMut};
 use std::path::{Path, PathBuf};
@@ -34,6 +33,7 @@ pub struct CreateOptions {
     ring_bytes: u64,
     fixed: bool,
     parent: Option<PathBuf>,
+    registered: bool,
     policy: ParentPolicy,
 }
 
@@ -47,12 +47,20 @@ impl CreateOptions {
             ring_bytes: RING_BYTES,
             fixed: false,
             parent: None,
+            registered: true,
             policy: ParentPolicy::default(),
         }
     }
 
-    /// A differencing disk over the image at `parent`, which must not be written to from then on: it shows what the parent
-    /// holds, and keeps what is written to it. It has its parent's size and block size.
+    /// The parent is neither sealed, nor told of its child.
+    pub(crate) fn unregistered(mut self) -> Self {
+        self.registered = false;
+        self
+    }
+
+    /// A differencing disk over the image at `parent`: it shows what the parent holds, and keeps what is written to it. It has
+    /// its parent's size and block size. The parent is sealed, if it is an image of cowvhd that is not yet: it cannot be written
+    /// to from then on. One made elsewhere, or a fixed one, nothing but the caller keeps from being written to.
     pub fn child_of(parent: &Path) -> Self {
         CreateOptions { parent: Some(parent.to_path_buf()), ..Self::new(0) }
     }
@@ -89,17 +97,17 @@ impl CreateOptions {
         if self.fixed {
             return layer::create_fixed(&*self.vfs, path, self.size);
         }
-        let (mut size, mut block_bytes, ring_bytes) = (self.size, self.block_bytes, self.ring_bytes);
-        let parent = match &self.parent {
-            Some(parent) => {
-                let shape = chain::parent_shape(&self.vfs, path, parent, &self.policy)?;
-                size = shape.size;
-                block_bytes = shape.block_bytes.unwrap_or(block_bytes);
-                Some(shape.link)
-            }
-            None => None,
+        if let Some(parent) = &self.parent {
+            let geometry = (self.block_bytes, self.ring_bytes);
+            return chain::create_child(&self.vfs, path, parent, &self.policy, geometry, self.registered);
+        }
+        let parameters = CreateParameters {
+            size: self.size,
+            block_bytes: self.block_bytes,
+            ring_bytes: self.ring_bytes,
+            parent: None,
         };
-        layer::create(&*self.vfs, path, &CreateParameters { size, block_bytes, ring_bytes, parent })
+        layer::create(&*self.vfs, path, &parameters)
     }
 }
 
@@ -183,10 +191,12 @@ impl OpenOptions {
                 what: "there is no way past the page cache here: open the image without `direct`".into(),
             })?,
         };
-        let find_parents = |file: &dyn File, footer: &Footer, header: &DynamicHeader| {
-            chain::open_parents(&self.vfs, path, file, (footer, header), &self.policy)
-        };
-        let (image, parents) = layer::open(vfs, path, self.access, find_parents)?;
+        let locked = chain::open_leaf(&self.vfs, Arc::clone(&vfs), path, self.access)?;
+        let lineage = locked.lineage().unwrap_or_default();
+        let (image, parents) = locked.open(|file, footer, header| {
+            let claims = ChildClaims { path, file, footer, header, lineage };
+            chain::open_parents(&self.vfs, &claims, &self.policy)
+        })?;
         let (storage, footer): (Box<dyn Storage>, Footer) = match image {
             Image::Dynamic(layer) => {
                 let footer = layer.footer().clone();
@@ -197,7 +207,12 @@ impl OpenOptions {
                 (fixed, footer)
             }
         };
-        Ok(Disk { size: footer.current_size, storage })
+        let leaf = match self.access {
+            Access::ReadWrite => Some(Leaf::resolve(&*self.vfs, path)?),
+            Access::ReadOnly => None,
+        };
+        let origin = Origin { options: self.clone(), image_vfs: vfs, leaf, snapshots: Mutex::new(()) };
+        Ok(Disk { size: footer.current_size, storage, origin })
     }
 }
 
@@ -264,6 +279,20 @@ pub enum ZeroMode {
 pub struct Disk {
     storage: Box<dyn Storage>,
     size: u64,
+    origin: Origin,
+}
+
+/// Where a disk comes from, for what is done around it while it is open.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    /// How its parents are found.
+    pub(crate) options: OpenOptions,
+    /// The way to its own file.
+    pub(crate) image_vfs: Arc<dyn Vfs>,
+    /// The file, found once when the disk was opened for writing.
+    pub(crate) leaf: Option<Leaf>,
+    /// One snapshot at a time.
+    pub(crate) snapshots: Mutex<()>,
 }
 
 impl Disk {
@@ -373,8 +402,12 @@ impl Disk {
         Ok(extents)
     }
 
+    /// Where it comes from.
+    pub(crate) fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
     /// The layer that is written to at this moment.
-    #[allow(dead_code, reason = "for snapshots of a running disk")]
     pub(crate) fn leaf(&self) -> Result<Arc<Layer>> {
         self.blocks().map(Blocks::leaf)
     }
@@ -385,9 +418,8 @@ impl Disk {
     ///
     /// On return nobody reads or changes the old leaf but as a parent; a flush of it that was called before may be under way. What
     /// is in the new leaf is lost until it has a durable place in the chain, so flushes called from now on, and a close, wait for
-    /// [`Switch::commit`]; where that does not come, the disk stops.
-    #[allow(dead_code, reason = "for snapshots of a running disk")]
-    pub(crate) fn switch_leaf(&self, child: Box<Layer>) -> Result<Switch<'_>> {
+    /// [`commit`](generation::Switch::commit); where that does not come, the disk stops.
+    pub(crate) fn switch_leaf(&self, child: Box<Layer>) -> Result<generation::Switch<'_>> {
         self.blocks()?.switch(child)
     }
 

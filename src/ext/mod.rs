@@ -4,8 +4,10 @@
 
 mod block_header;
 mod entry;
+mod lineage;
 mod manifest;
 mod place;
+mod registry;
 mod superblock;
 
 pub use block_header::BlockHeader;
@@ -13,9 +15,11 @@ pub use entry::{
     ENTRY_HEADER_BYTES, EntryHeader, EntryKind, Record, SessionId, Tail, parse_entry_header, parse_records,
     session_crc, write_entry, write_filler,
 };
+pub use lineage::{FixedParent, Lineage, Name, SealId};
 pub use manifest::{Digest, Manifest, ManifestBlob, ManifestDisk, is_name};
 pub use place::{
     BAT_ROOM_BYTES, HEADER_BACKUP_OFFSET, LOCATORS_END, LOCATORS_OFFSET, MAX_COUNTER, PAGE_BYTES, Placement,
     RING_OFFSET, SUPERBLOCK_OFFSETS,
 };
+pub use registry::{Child, REGISTRY_BYTES, Registry, registry_offsets};
 pub use superblock::{Fingerprint, State, Superblock, SuperblockError, feature};

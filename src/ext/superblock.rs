@@ -4,6 +4,7 @@
 //! close. The two copies are written in turn; the valid one with the higher sequence counts.
 
 use super::entry::{SessionId, Tail};
+use super::lineage::{FixedParent, Lineage, Name, SealId};
 use super::place::{MAX_COUNTER, PAGE_BYTES};
 use crate::error::FormatError;
 use crate::vfs::FileTime;
@@ -20,8 +21,10 @@ const NAME: &str = "superblock";
 pub mod feature {
     /// Incompatible features this version knows: none so far.
     pub const KNOWN_INCOMPATIBLE: u64 = 0;
-    /// Read-only-compatible features this version knows: none so far.
-    pub const KNOWN_READ_ONLY_COMPATIBLE: u64 = 0;
+    /// The image is sealed, is being sealed, or is the child of a sealed one: its lineage must be kept.
+    pub const LINEAGE: u64 = 1 << 0;
+    /// Read-only-compatible features this version knows.
+    pub const KNOWN_READ_ONLY_COMPATIBLE: u64 = LINEAGE;
     /// Compatible features this version knows: none so far. A writer clears all others: it writes the reserved bytes as
     /// zeros, so what they stand for is gone.
     pub const KNOWN_COMPATIBLE: u64 = 0;
@@ -100,6 +103,8 @@ pub struct Superblock {
     pub slot_origin: u64,
     /// What the last clean close left.
     pub fingerprint: Fingerprint,
+    /// Its place in a chain.
+    pub lineage: Lineage,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
@@ -133,7 +138,18 @@ struct RawSuperblock {
     bat_crc: U32,
     modified_nanoseconds: U32,
     modified_seconds: I64,
-    reserved: [u8; 3916],
+    seal_id: [u8; 16],
+    child_id: [u8; 16],
+    parent_seal: [u8; 16],
+    state_digest: [u8; 32],
+    snapshot: [u8; 64],
+    leaf_name: [u8; 256],
+    lineage_flags: U32,
+    parent_modified_nanoseconds: U32,
+    parent_file_bytes: U64,
+    parent_modified_seconds: I64,
+    parent_id: [u8; 16],
+    reserved: [u8; 3476],
     crc: U32,
 }
 
@@ -159,7 +175,18 @@ const _: () = {
     assert!(offset_of!(RawSuperblock, bat_crc) == 160);
     assert!(offset_of!(RawSuperblock, modified_nanoseconds) == 164);
     assert!(offset_of!(RawSuperblock, modified_seconds) == 168);
-    assert!(offset_of!(RawSuperblock, reserved) == 176);
+    assert!(offset_of!(RawSuperblock, seal_id) == 176);
+    assert!(offset_of!(RawSuperblock, child_id) == 192);
+    assert!(offset_of!(RawSuperblock, parent_seal) == 208);
+    assert!(offset_of!(RawSuperblock, state_digest) == 224);
+    assert!(offset_of!(RawSuperblock, snapshot) == 256);
+    assert!(offset_of!(RawSuperblock, leaf_name) == 320);
+    assert!(offset_of!(RawSuperblock, lineage_flags) == 576);
+    assert!(offset_of!(RawSuperblock, parent_modified_nanoseconds) == 580);
+    assert!(offset_of!(RawSuperblock, parent_file_bytes) == 584);
+    assert!(offset_of!(RawSuperblock, parent_modified_seconds) == 592);
+    assert!(offset_of!(RawSuperblock, parent_id) == 600);
+    assert!(offset_of!(RawSuperblock, reserved) == 616);
     assert!(offset_of!(RawSuperblock, crc) == CRC_OFFSET);
 };
 
@@ -168,6 +195,7 @@ const STATE_CLEAN: u32 = 1;
 const STATE_DIRTY: u32 = 2;
 const FLAG_SYNC_FAILED: u32 = 1 << 0;
 const FLAG_FOREIGN_BLOCKS: u32 = 1 << 1;
+const LINEAGE_FLAG_DELETING: u32 = 1 << 0;
 
 impl Superblock {
     /// Size on disk, in bytes.
@@ -211,6 +239,10 @@ impl Superblock {
         if flags & !(FLAG_SYNC_FAILED | FLAG_FOREIGN_BLOCKS) != 0 {
             return Err(newer("flags", 60, format!("{flags:#x}"), "only bits 0 and 1"));
         }
+        let lineage_flags = raw.lineage_flags.get();
+        if lineage_flags & !LINEAGE_FLAG_DELETING != 0 {
+            return Err(newer("lineage: flags", 576, format!("{lineage_flags:#x}"), "only bit 0"));
+        }
         Ok(Superblock {
             sequence: raw.sequence.get(),
             disk_id: UniqueId::from_bytes(raw.disk_id),
@@ -237,6 +269,23 @@ impl Superblock {
                     nanoseconds: raw.modified_nanoseconds.get(),
                 },
             },
+            lineage: Lineage {
+                seal_id: SealId(raw.seal_id),
+                child_id: UniqueId::from_bytes(raw.child_id),
+                parent_seal: SealId(raw.parent_seal),
+                parent_id: UniqueId::from_bytes(raw.parent_id),
+                state_digest: raw.state_digest,
+                snapshot: Name(raw.snapshot),
+                leaf_name: Name(raw.leaf_name),
+                deleting: lineage_flags & LINEAGE_FLAG_DELETING != 0,
+                fixed_parent: FixedParent {
+                    file_bytes: raw.parent_file_bytes.get(),
+                    modified: FileTime {
+                        seconds: raw.parent_modified_seconds.get(),
+                        nanoseconds: raw.parent_modified_nanoseconds.get(),
+                    },
+                },
+            },
         })
     }
 
@@ -249,12 +298,15 @@ impl Superblock {
         if self.foreign_blocks {
             flags |= FLAG_FOREIGN_BLOCKS;
         }
+        let has_lineage = self.lineage != Lineage::default();
+        let read_only_compatible =
+            self.read_only_compatible & !feature::LINEAGE | if has_lineage { feature::LINEAGE } else { 0 };
         let mut raw = RawSuperblock {
             magic: MAGIC,
             sequence: self.sequence.into(),
             disk_id: *self.disk_id.as_bytes(),
             incompatible: self.incompatible.into(),
-            read_only_compatible: self.read_only_compatible.into(),
+            read_only_compatible: read_only_compatible.into(),
             compatible: self.compatible.into(),
             state: match self.state {
                 State::Clean => STATE_CLEAN.into(),
@@ -274,7 +326,18 @@ impl Superblock {
             bat_crc: self.fingerprint.bat_crc.into(),
             modified_nanoseconds: self.fingerprint.modified.nanoseconds.into(),
             modified_seconds: self.fingerprint.modified.seconds.into(),
-            reserved: [0; 3916],
+            seal_id: self.lineage.seal_id.0,
+            child_id: *self.lineage.child_id.as_bytes(),
+            parent_seal: self.lineage.parent_seal.0,
+            state_digest: self.lineage.state_digest,
+            snapshot: self.lineage.snapshot.0,
+            leaf_name: self.lineage.leaf_name.0,
+            lineage_flags: if self.lineage.deleting { LINEAGE_FLAG_DELETING.into() } else { 0.into() },
+            parent_modified_nanoseconds: self.lineage.fixed_parent.modified.nanoseconds.into(),
+            parent_file_bytes: self.lineage.fixed_parent.file_bytes.into(),
+            parent_modified_seconds: self.lineage.fixed_parent.modified.seconds.into(),
+            parent_id: *self.lineage.parent_id.as_bytes(),
+            reserved: [0; 3476],
             crc: 0.into(),
         };
         raw.crc = crc32fast::hash(raw.as_bytes().get(..CRC_OFFSET).unwrap_or_default()).into();
@@ -322,12 +385,35 @@ mod tests {
                 bat_crc: 3,
                 modified: FileTime { seconds: 1_700_000_000, nanoseconds: 5 },
             },
+            lineage: Lineage::default(),
+        }
+    }
+
+    fn sealed() -> Superblock {
+        Superblock {
+            read_only_compatible: feature::LINEAGE,
+            lineage: Lineage {
+                seal_id: SealId([0xa1; 16]),
+                child_id: UniqueId::from_bytes([0xa2; 16]),
+                parent_seal: SealId([0xa3; 16]),
+                parent_id: UniqueId::from_bytes([0xa5; 16]),
+                state_digest: [0xa4; 32],
+                snapshot: Name::new(b"before-upgrade").unwrap(),
+                leaf_name: Name::new(b"vm.vhd").unwrap(),
+                deleting: true,
+                fixed_parent: FixedParent {
+                    file_bytes: 0x0400_0200,
+                    modified: FileTime { seconds: 1_700_000_001, nanoseconds: 6 },
+                },
+            },
+            ..sample()
         }
     }
 
     #[test]
     fn what_is_written_is_read_back() {
         assert_eq!(Superblock::parse(&sample().to_bytes()), Ok(sample()));
+        assert_eq!(Superblock::parse(&sealed().to_bytes()), Ok(sealed()));
     }
 
     #[test]
@@ -374,5 +460,20 @@ mod tests {
         );
         assert!(bytes[176..CRC_OFFSET].iter().all(|&b| b == 0));
         assert_eq!(bytes[CRC_OFFSET..], [0x90, 0x05, 0x74, 0xb9]);
+    }
+
+    /// The golden vector of FORMAT.md of an image with a lineage.
+    #[test]
+    fn golden_vector_of_a_lineage() {
+        let bytes = sealed().to_bytes();
+        assert_eq!(bytes[40..48], [0, 0, 0, 0, 0, 0, 0, 1]);
+        assert!(bytes[176..192].iter().all(|&b| b == 0xa1) && bytes[192..208].iter().all(|&b| b == 0xa2));
+        assert!(bytes[208..224].iter().all(|&b| b == 0xa3) && bytes[224..256].iter().all(|&b| b == 0xa4));
+        assert!(bytes[256..].starts_with(b"before-upgrade\0") && bytes[320..].starts_with(b"vm.vhd\0"));
+        assert_eq!(bytes[576..584], [0, 0, 0, 1, 0, 0, 0, 6]);
+        assert_eq!(bytes[584..600], [0, 0, 0, 0, 4, 0, 2, 0, 0, 0, 0, 0, 0x65, 0x53, 0xf1, 1]);
+        assert_eq!(bytes[600..616], [0xa5; 16]);
+        assert!(bytes[616..CRC_OFFSET].iter().all(|&b| b == 0));
+        assert_eq!(bytes[CRC_OFFSET..], [0x49, 0x3f, 0x22, 0xe6]);
     }
 }

@@ -1,15 +1,19 @@
 //! Clean close: everything in place, freed slots punched, the file cut, then in this order, each durable before the next:
 //! end footer · superblock(clean, fingerprint) · normal cookie; last the modification time that the fingerprint names.
+//!
+//! Sealing is the same with the seal in the superblock, which is then written to both places, so that the loss of neither
+//! unseals the image; the ring is punched before the cookie, and the file's permission to be written goes.
 
 use super::Layer;
 use super::open::write_header;
+use super::seal::{self, Seal};
 use super::session::{Session, SessionCore};
 use super::table::{Survey, entries_crc};
 use crate::defect::{self, Defect};
 use crate::error::Result;
-use crate::ext::{Fingerprint, SessionId, State, Superblock};
+use crate::ext::{Fingerprint, Lineage, SessionId, State, Superblock};
 use crate::journal::Failure;
-use crate::vfs::FileExt;
+use crate::vfs::{Access, FileExt, FileTime};
 use crate::vhd::HeaderCookie;
 
 impl Layer {
@@ -34,7 +38,10 @@ impl Layer {
             .and_then(|()| self.reclaim_locked(session, &mut core))
             .and_then(|()| Survey::new(&self.path, &self.place, core.journal.table(), |_| u64::MAX))
             .and_then(|survey| {
-                let result = self.write_clean_end(session, &mut core, survey.fresh);
+                let Superblock { lineage, fingerprint, .. } = core.superblocks.current;
+                // Maintenance of a sealed image leaves its time.
+                let modified = if lineage.is_sealed() { fingerprint.modified } else { self.vfs.now() };
+                let result = self.write_clean_end(session, &mut core, survey.fresh, (lineage, modified));
                 result.map_err(|failure| session.failed(&mut core, &*self.file, &self.path, failure))
             });
         match &result {
@@ -50,8 +57,44 @@ impl Layer {
         result
     }
 
+    /// Seals the image: like [`Layer::close`], with the seal, and what it holds can be read on through this layer, beside
+    /// others. From the call on nothing can be changed; no write may be under way. After a failure the disk is stopped, and the
+    /// next open says whether the seal counts.
+    pub(crate) fn seal(&self, seal: &Seal) -> Result<()> {
+        let session = self.session()?;
+        let _one_at_a_time = session.closing.lock();
+        self.check_open()?;
+        session.seal();
+        let mut core = session.core.lock();
+        session.check(&self.path)?;
+        let result = self
+            .flush_locked(session, &mut core)
+            .and_then(|()| self.reclaim_locked(session, &mut core))
+            .and_then(|()| Survey::new(&self.path, &self.place, core.journal.table(), |_| u64::MAX))
+            .and_then(|survey| {
+                let lineage = seal.put_into(&core.superblocks.current.lineage);
+                let end = (lineage, seal.modified);
+                let result = self.write_clean_end(session, &mut core, survey.fresh, end);
+                result.map_err(|failure| session.failed(&mut core, &*self.file, &self.path, failure))
+            })
+            .and_then(|()| super::lock(&*self.file, &self.path, Access::ReadOnly));
+        match &result {
+            Ok(()) => core.closed = true,
+            Err(error) => {
+                session.poison(error.to_string());
+            }
+        }
+        result
+    }
+
     /// Once the sync has returned nothing that was acknowledged can be lost, and no later failure is called a failed sync.
-    fn write_clean_end(&self, session: &Session, core: &mut SessionCore, fresh: u64) -> Result<(), Failure> {
+    fn write_clean_end(
+        &self,
+        session: &Session,
+        core: &mut SessionCore,
+        fresh: u64,
+        (lineage, modified): (Lineage, FileTime),
+    ) -> Result<(), Failure> {
         let file = &*self.file;
         let failed = |operation| move |error| Failure { operation, error, fatal: false };
         let (end, file_bytes) = (self.place.slot_offset(fresh), self.place.file_bytes(fresh));
@@ -64,7 +107,6 @@ impl Layer {
             core.journal.sync(file)?;
         }
 
-        let modified = self.vfs.now();
         let fingerprint = Fingerprint {
             file_bytes,
             footer_crc: crc32fast::hash(&footer),
@@ -78,6 +120,7 @@ impl Layer {
             session: SessionId::default(),
             next_allocation: session.allocator.lock().next_allocation(),
             fingerprint,
+            lineage,
             ..dirty
         };
         if let Err(error) = core.superblocks.write_next(file) {
@@ -85,8 +128,13 @@ impl Layer {
             core.superblocks.current = Superblock { sequence, ..dirty };
             return Err(failed("writing a superblock")(error));
         }
-        write_header(file, &core.headers.1, HeaderCookie::Normal)
-            .map_err(failed("writing the dynamic header"))?;
-        file.set_modified(modified).map_err(failed("setting the modification time"))
+        if lineage.is_sealed() {
+            seal::finish(file, &self.place, &core.headers.1, &mut core.superblocks)
+                .map_err(failed("sealing the image"))
+        } else {
+            write_header(file, &core.headers.1, HeaderCookie::Normal)
+                .map_err(failed("writing the dynamic header"))?;
+            file.set_modified(modified).map_err(failed("setting the modification time"))
+        }
     }
 }

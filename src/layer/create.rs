@@ -1,14 +1,17 @@
 //! Making a new image. It appears under its name only when it is complete and durable.
 
+use super::Layer;
 use super::headers::pair_bytes;
 use super::new_file::NewFile;
+use super::open::Opening;
 use super::table::entries_crc;
 use crate::error::{Error, FormatError, Result};
 use crate::ext::{
-    BAT_ROOM_BYTES, Fingerprint, HEADER_BACKUP_OFFSET, LOCATORS_OFFSET, PAGE_BYTES, Placement,
-    SUPERBLOCK_OFFSETS, SessionId, State, Superblock, Tail,
+    BAT_ROOM_BYTES, Fingerprint, FixedParent, HEADER_BACKUP_OFFSET, LOCATORS_OFFSET, Lineage, PAGE_BYTES,
+    Placement, SUPERBLOCK_OFFSETS, SealId, SessionId, State, Superblock, Tail,
 };
-use crate::vfs::{File, FileExt, Vfs};
+use crate::sync::Arc;
+use crate::vfs::{Access, File, FileExt, FileTime, Vfs};
 use crate::vhd::locator::{encode_relative, units_from_path};
 use crate::vhd::{self, DiskType, DynamicHeader, Footer, ParentLocator, PlatformCode, Timestamp, UniqueId};
 use std::io;
@@ -28,6 +31,13 @@ pub(crate) struct CreateParameters {
     pub(crate) parent: Option<ParentLink>,
 }
 
+impl CreateParameters {
+    fn lineage(&self) -> Lineage {
+        let lineage = Lineage::default();
+        self.parent.as_ref().map_or(lineage, |parent| parent.in_lineage(&lineage))
+    }
+}
+
 /// How a differencing image names its parent.
 #[derive(Debug, Clone)]
 pub(crate) struct ParentLink {
@@ -37,12 +47,27 @@ pub(crate) struct ParentLink {
     pub(crate) modified: Timestamp,
     /// Path of the parent from the folder of the child.
     pub(crate) path: PathBuf,
+    /// The parent's seal, if it has one, or is about to.
+    pub(crate) seal_id: SealId,
+    /// What the parent is like, if it is a fixed disk.
+    pub(crate) fixed: FixedParent,
 }
 
 /// Bytes kept for each parent locator: a page, which no path of this size outgrows.
 const LOCATOR_SPACE: u32 = PAGE_BYTES as u32;
 
 impl ParentLink {
+    /// The lineage of an image with this parent. One whose parent has no seal, and is not fixed, has nothing to say.
+    pub(super) fn in_lineage(&self, lineage: &Lineage) -> Lineage {
+        let known = self.seal_id.is_some() || self.fixed != FixedParent::default();
+        Lineage {
+            parent_seal: self.seal_id,
+            parent_id: if known { self.unique_id } else { UniqueId::default() },
+            fixed_parent: self.fixed,
+            ..*lineage
+        }
+    }
+
     /// Puts the link into a dynamic header, with locators in these pages. Returns the payloads of the locators and where they go.
     pub(super) fn describe(
         &self,
@@ -82,14 +107,51 @@ impl ParentLink {
     }
 }
 
+/// An image that is complete and durable, and has no name yet.
+#[derive(Debug)]
+pub(crate) struct NewImage<'a> {
+    new: NewFile<'a>,
+    file: Arc<dyn File>,
+    unique_id: UniqueId,
+}
+
+impl<'a> NewImage<'a> {
+    /// Makes an empty dynamic or differencing image that is to be `path`.
+    pub(crate) fn new(vfs: &'a dyn Vfs, path: &'a Path, parameters: &CreateParameters) -> Result<Self> {
+        let entries = table_entries(parameters)?;
+        let place = Placement::new(entries, parameters.block_bytes, parameters.ring_bytes);
+        let random = vfs.random_id().map_err(|error| Error::io(path, "asking for a random id", error))?;
+        let (new, file) = NewFile::create(vfs, path)?;
+        let unique_id = UniqueId::from_bytes(random);
+        write_image(&*file, path, vfs.now(), place, parameters, unique_id)?;
+        Ok(NewImage { new, file, unique_id })
+    }
+
+    /// The unique id that it got.
+    pub(crate) fn unique_id(&self) -> UniqueId {
+        self.unique_id
+    }
+
+    /// Its file.
+    pub(crate) fn file(&self) -> &Arc<dyn File> {
+        &self.file
+    }
+
+    /// Opens it for writing, locked, before it has a name; errors will call it `path`.
+    pub(crate) fn open(&self, vfs: Arc<dyn Vfs>, path: &Path) -> Result<Layer> {
+        super::lock(&*self.file, path, Access::ReadWrite)?;
+        Opening::new(vfs, Arc::clone(&self.file), path)?.open(Access::ReadWrite)
+    }
+
+    /// Gives it its name, durably; fails where that is taken.
+    pub(crate) fn publish(self) -> Result<()> {
+        self.new.publish(false)
+    }
+}
+
 /// Creates an empty dynamic or differencing image at `path`, which must not exist.
 pub(crate) fn create(vfs: &dyn Vfs, path: &Path, parameters: &CreateParameters) -> Result<()> {
-    let entries = table_entries(parameters)?;
-    let place = Placement::new(entries, parameters.block_bytes, parameters.ring_bytes);
-    let random = vfs.random_id().map_err(|error| Error::io(path, "asking for a random id", error))?;
-    let new = NewFile::new(vfs, path)?;
-    write_image(vfs, new.temporary(), place, parameters, UniqueId::from_bytes(random))?;
-    new.publish(false)
+    NewImage::new(vfs, path, parameters)?.publish()
 }
 
 fn table_entries(parameters: &CreateParameters) -> Result<u32> {
@@ -115,15 +177,13 @@ fn table_entries(parameters: &CreateParameters) -> Result<u32> {
 }
 
 fn write_image(
-    vfs: &dyn Vfs,
-    temporary: &Path,
+    file: &dyn File,
+    path: &Path,
+    now: FileTime,
     place: Placement,
     parameters: &CreateParameters,
     disk_id: UniqueId,
 ) -> Result<()> {
-    let file =
-        vfs.create_new(temporary).map_err(|error| Error::io(temporary, "creating the image", error))?;
-    let now = vfs.now();
     let disk_type = match parameters.parent {
         Some(_) => DiskType::Differencing,
         None => DiskType::Dynamic,
@@ -162,6 +222,7 @@ fn write_image(
             bat_crc: entries_crc(&vec![vhd::UNALLOCATED; place.table_entries as usize]),
             modified: now,
         },
+        lineage: parameters.lineage(),
     };
     let second = Superblock { sequence: 2, ..superblock };
     let table = vec![0xff; vhd::bat_bytes(place.table_entries).next_multiple_of(PAGE_BYTES) as usize];
@@ -178,12 +239,12 @@ fn write_image(
     parts.extend(locators.into_iter().map(|(offset, payload)| ("parent locator", offset, payload)));
     for (what, offset, bytes) in parts {
         file.write_all_at(&bytes, offset)
-            .map_err(|error| Error::io(temporary, format!("writing the {what} at offset {offset}"), error))?;
+            .map_err(|error| Error::io(path, format!("writing the {what} at offset {offset}"), error))?;
     }
-    finish(&*file, now).map_err(|error| Error::io(temporary, "making the new image durable", error))
+    finish(file, now).map_err(|error| Error::io(path, "making the new image durable", error))
 }
 
-fn finish(file: &dyn File, now: crate::vfs::FileTime) -> io::Result<()> {
+fn finish(file: &dyn File, now: FileTime) -> io::Result<()> {
     file.sync_data()?;
     file.set_modified(now)
 }

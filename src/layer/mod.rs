@@ -23,23 +23,25 @@ mod recover;
 mod relocate;
 mod repoint;
 mod reserve;
+mod seal;
 mod session;
 mod table;
 mod units;
 mod write;
 
 pub(crate) use below::{Below, Nothing};
-pub(crate) use create::{CreateParameters, ParentLink, create};
+pub(crate) use create::{CreateParameters, NewImage, ParentLink, create};
 pub(crate) use fixed::{Fixed, FixedEnd, create_fixed, fixed_footer};
 pub(crate) use headers::{
     Condition, Decision, HEADER_OFFSET, Headers, MAX_RING_BYTES, MIN_RING_BYTES, pair_bytes,
 };
-pub(crate) use image::{Image, lock, open};
+pub(crate) use image::{Image, LockedImage, lock, open, open_read_only_file};
 pub(crate) use inspect::Inspection;
 pub(crate) use map::Mapping;
 pub(crate) use new_file::NewFile;
 pub(crate) use open::{Foreign, OpenReport, foreign_changes};
 pub(crate) use overlay::Overlay;
+pub(crate) use seal::{Seal, refusal};
 pub(crate) use table::entries_crc;
 
 use crate::error::{Error, Result};
@@ -100,6 +102,11 @@ impl Layer {
         &self.place
     }
 
+    /// The file.
+    pub(crate) fn file(&self) -> &Arc<dyn File> {
+        &self.file
+    }
+
     /// What opening the image found and did.
     pub(crate) fn report(&self) -> &OpenReport {
         &self.report
@@ -107,7 +114,7 @@ impl Layer {
 
     /// Whether the image is open for reading alone.
     pub(crate) fn is_read_only(&self) -> bool {
-        self.session.is_none()
+        self.session().is_err()
     }
 
     /// Stops an image that is open for writing: every later change and flush fails with `cause`.
@@ -118,7 +125,10 @@ impl Layer {
     }
 
     fn session(&self) -> Result<&Session> {
-        self.session.as_ref().ok_or_else(|| Error::ReadOnly { path: self.path.clone() })
+        match &self.session {
+            Some(session) if !session.is_sealed() => Ok(session),
+            _ => Err(Error::ReadOnly { path: self.path.clone() }),
+        }
     }
 
     /// Fails after a close. Asked after a slot was pinned, so that a close waits for whoever was told that it is open.

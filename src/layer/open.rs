@@ -10,12 +10,13 @@ use super::headers::{Condition, Decision, HEADER_OFFSET, Headers, pair_bytes};
 use super::map::{BlockMap, Mapping};
 use super::overlay::Overlay;
 use super::recover;
+use super::seal;
 use super::session::{Session, Superblocks};
 use super::table::{self, Survey};
 use super::units::Units;
 use crate::defect::{self, Defect};
 use crate::error::{Error, Result};
-use crate::ext::{HEADER_BACKUP_OFFSET, Placement, Record, SessionId, feature};
+use crate::ext::{HEADER_BACKUP_OFFSET, Lineage, Placement, Record, SessionId, feature};
 use crate::journal::{BlockPage, Journal, Ring, write_zeros, zero_range};
 use crate::sync::Arc;
 use crate::vfs::{Access, File, Vfs};
@@ -69,6 +70,10 @@ pub(super) struct Opening {
     pub(super) headers: Headers,
     pub(super) decision: Decision,
     pub(super) place: Placement,
+    /// The record of a snapshot that was undone goes with the start of the session.
+    pub(super) snapshot_undone: bool,
+    /// A sealed image is opened, too: for what changes nothing that a guest sees.
+    pub(super) maintenance: bool,
     /// A sync of this opening failed.
     sync_failed: Cell<bool>,
 }
@@ -104,7 +109,17 @@ impl Opening {
         place: Placement,
     ) -> Self {
         let (path, sync_failed) = (path.to_path_buf(), Cell::new(false));
-        let mut opening = Opening { vfs, file, path, headers, decision, place, sync_failed };
+        let mut opening = Opening {
+            vfs,
+            file,
+            path,
+            headers,
+            decision,
+            place,
+            snapshot_undone: false,
+            maintenance: false,
+            sync_failed,
+        };
         opening.take_journaled_headers();
         opening
     }
@@ -130,6 +145,11 @@ impl Opening {
     /// The headers that count.
     pub(super) fn headers(&self) -> (&Footer, &DynamicHeader) {
         (&self.decision.footer, &self.decision.header)
+    }
+
+    /// Its place in a chain, if it has a superblock.
+    pub(super) fn lineage(&self) -> Option<Lineage> {
+        self.decision.superblock.map(|(superblock, _)| superblock.lineage)
     }
 
     /// The file.
@@ -242,6 +262,9 @@ impl Opening {
             Condition::Dirty | Condition::HalfClosed => self.settle(&mut superblocks)?,
         };
         let mut superblocks = opening.writable()?;
+        if opening.snapshot_undone {
+            superblocks.current.lineage.forget_snapshot();
+        }
         let ready = match opening.decision.condition {
             Condition::Clean => opening.start_from_clean(&mut superblocks),
             Condition::Dirty | Condition::HalfClosed => recover::recover(&opening, &mut superblocks),
@@ -252,10 +275,11 @@ impl Opening {
 
     /// Before an image that was not closed is recovered: what a killed process left in the page cache goes to the medium, and
     /// what the medium holds is read again. After a failed sync the cache may show metadata that the medium does not have.
-    fn settle(self, superblocks: &mut Superblocks) -> Result<Self> {
+    pub(super) fn settle(self, superblocks: &mut Superblocks) -> Result<Self> {
         self.marked(superblocks, self.sync())?;
         self.file.forget_cached(self.place.slot_origin).map_err(self.io("dropping cached metadata"))?;
-        Opening::new(self.vfs, self.file, &self.path)
+        let Opening { snapshot_undone, maintenance, .. } = self;
+        Ok(Opening { snapshot_undone, maintenance, ..Opening::new(self.vfs, self.file, &self.path)? })
     }
 
     /// A sync that failed leaves a mark for the next open.
@@ -268,6 +292,16 @@ impl Opening {
 
     /// The superblocks of an image that may be written to.
     fn writable(&self) -> Result<Superblocks> {
+        match self.decision.superblock {
+            Some((superblock, _)) if superblock.lineage.is_sealed() && !self.maintenance => {
+                Err(seal::refusal(&self.path, &superblock.lineage))
+            }
+            _ => self.superblocks(),
+        }
+    }
+
+    /// The superblocks of an image of which at least the metadata may be written to.
+    pub(super) fn superblocks(&self) -> Result<Superblocks> {
         let unsupported = |what: String| Err(Error::Unsupported { path: self.path.clone(), what });
         let Some((superblock, index)) = self.decision.superblock else {
             let what = "the image was not made by cowvhd; this version writes to its own images only";

@@ -11,7 +11,9 @@ use super::headers::{HeaderPair, pair_bytes};
 use super::session::SessionCore;
 use crate::defect::{self, Defect};
 use crate::error::{Error, Result};
-use crate::ext::{HEADER_BACKUP_OFFSET, LOCATORS_END, LOCATORS_OFFSET, PAGE_BYTES, Placement};
+use crate::ext::{
+    FixedParent, HEADER_BACKUP_OFFSET, LOCATORS_END, LOCATORS_OFFSET, Lineage, PAGE_BYTES, Placement, SealId,
+};
 use crate::journal::Failure;
 use crate::vfs::FileExt;
 use crate::vhd::{DiskType, DynamicHeader, HeaderCookie, ParentLocator, Timestamp, UniqueId};
@@ -43,7 +45,21 @@ impl Layer {
         let result = self.write_headers(&mut core, &pair, &locators);
         result.map_err(|failure| session.failed(&mut core, &*self.file, &self.path, failure))?;
         core.headers = pair;
-        Ok(())
+        // Whoever finds the new parent and the old lineage goes by the parent's id, and takes the lineage for none.
+        let lineage = core.superblocks.current.lineage;
+        let none = Lineage {
+            parent_seal: SealId::default(),
+            parent_id: UniqueId::default(),
+            fixed_parent: FixedParent::default(),
+            ..lineage
+        };
+        let lineage = parent.map_or(none, |parent| parent.in_lineage(&none));
+        if lineage == core.superblocks.current.lineage {
+            return Ok(());
+        }
+        core.superblocks.current.lineage = lineage;
+        let written = core.superblocks.write_next(&*self.file);
+        written.map_err(|error| Error::io(&self.path, "writing a superblock", error))
     }
 
     /// The headers with another parent, and the payloads of its locators with their places.

@@ -28,6 +28,8 @@ pub(crate) struct Session {
     pub(super) moving: Mutex<()>,
     poisoned: AtomicBool,
     cause: Mutex<Option<String>>,
+    /// The layer is sealed, or about to be.
+    sealed: AtomicBool,
 }
 
 /// What one flush at a time may touch.
@@ -72,7 +74,18 @@ impl Session {
             moving: Mutex::new(()),
             poisoned: AtomicBool::new(false),
             cause: Mutex::new(None),
+            sealed: AtomicBool::new(false),
         }
+    }
+
+    /// From now on nothing is changed any more.
+    pub(super) fn seal(&self) {
+        self.sealed.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether [`Session::seal`] was called.
+    pub(super) fn is_sealed(&self) -> bool {
+        self.sealed.load(Ordering::SeqCst)
     }
 
     /// Fails if a sync failed earlier (I5).
@@ -138,6 +151,19 @@ impl Superblocks {
         Ok(())
     }
 
+    /// The next write goes over the current copy, if the other is valid.
+    fn distrust_current(&mut self) {
+        if self.other_is_valid {
+            self.index = 1 - self.index.min(1);
+        }
+    }
+
+    /// Writes what the superblocks say again, to the place of which it is not sure that the medium has it; durable on return.
+    pub(super) fn write_again(&mut self, file: &dyn File) -> std::io::Result<()> {
+        self.distrust_current();
+        self.write_next(file)
+    }
+
     /// Notes for the next open that a sync failed, as far as that still works.
     pub(super) fn mark_failed_sync(&mut self, file: &dyn File) {
         self.current.sync_failed = true;
@@ -160,8 +186,8 @@ impl Superblocks {
     ) -> std::io::Result<()> {
         let closed_cleanly =
             closed_cleanly && self.current.state == State::Clean && !self.current.sync_failed;
-        if self.other_is_valid && !closed_cleanly {
-            self.index = 1 - self.index.min(1);
+        if !closed_cleanly {
+            self.distrust_current();
         }
         self.current = Superblock {
             state: State::Dirty,

@@ -22,6 +22,15 @@ pub(super) struct FileAtCrash {
     pub(super) medium: Pages,
     pub(super) pending: Vec<Change>,
     pub(super) modified: FileTime,
+    pub(super) read_only: bool,
+}
+
+/// A file after a power cut.
+#[derive(Debug, Clone)]
+pub(super) struct FileOnMedium {
+    pub(super) pages: Pages,
+    pub(super) modified: FileTime,
+    pub(super) read_only: bool,
 }
 
 /// A moment at which the power may fail.
@@ -37,7 +46,7 @@ pub struct CrashPoint {
 #[derive(Debug, Clone)]
 pub struct CrashState {
     names: Names,
-    files: Vec<(Pages, FileTime)>,
+    files: Vec<FileOnMedium>,
     clock: u64,
     fates: Fates,
     /// In-flight physical sectors may hold garbage.
@@ -158,7 +167,7 @@ impl CrashPoint {
                 fate.apply(change, &mut pages);
             }
             numbers.insert(id, files.len());
-            files.push((pages, file.modified));
+            files.push(FileOnMedium { pages, modified: file.modified, read_only: file.read_only });
         }
         let mut renamed: Vec<&NameChange> = self
             .renamed
@@ -175,7 +184,7 @@ impl CrashPoint {
         let mut hash = 0;
         for (path, &file) in &names {
             path.as_os_str().as_encoded_bytes().iter().for_each(|&byte| hash = mix(hash ^ u64::from(byte)));
-            hash = mix(hash ^ files.get(file).map_or(0, |(pages, _)| pages.hash()));
+            hash = mix(hash ^ files.get(file).map_or(0, |file| file.pages.hash()));
         }
         let garbage = fates.pieces.iter().any(|fate| matches!(fate, Fate::Garbage(_)));
         Some(CrashState { names, files, clock: self.clock, fates: fates.clone(), garbage, hash })
@@ -262,9 +271,9 @@ mod tests {
     fn names(states: &[CrashState]) -> HashSet<String> {
         let names = |state: &CrashState| {
             let name = |(path, id): (&std::path::PathBuf, &usize)| {
-                let first = state.files.get(*id).map_or(0, |(pages, _)| {
+                let first = state.files.get(*id).map_or(0, |file| {
                     let mut byte = [0];
-                    pages.read(&mut byte, 0);
+                    file.pages.read(&mut byte, 0);
                     byte[0]
                 });
                 format!("{}={first} ", path.display())

@@ -7,6 +7,7 @@ use crate::vfs::{Access, File, FileIdentity, FileTime, LockMode};
 use parking_lot::Mutex;
 use std::io;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 #[derive(Debug, Default)]
@@ -20,6 +21,8 @@ pub(super) struct FileState {
     last_number: u64,
     shared_locks: u32,
     exclusive_lock: bool,
+    registry_lock: bool,
+    pub(super) read_only: bool,
     pub(super) modified: FileTime,
 }
 
@@ -31,8 +34,8 @@ struct Pending {
 
 impl FileState {
     /// A file that is on the medium.
-    pub(super) fn durable(pages: Pages, modified: FileTime) -> Self {
-        FileState { cache: pages.clone(), medium: pages, modified, ..FileState::default() }
+    pub(super) fn durable(pages: Pages, modified: FileTime, read_only: bool) -> Self {
+        FileState { cache: pages.clone(), medium: pages, modified, read_only, ..FileState::default() }
     }
 
     pub(super) fn pending(&self) -> impl Iterator<Item = &Change> {
@@ -103,11 +106,12 @@ pub(super) struct SimFile {
     id: usize,
     access: Access,
     lock: Mutex<Option<LockMode>>,
+    has_registry: Mutex<bool>,
 }
 
 impl SimFile {
     pub(super) fn new(vfs: SimVfs, id: usize, access: Access) -> Self {
-        SimFile { vfs, id, access, lock: Mutex::new(None) }
+        SimFile { vfs, id, access, lock: Mutex::new(None), has_registry: Mutex::new(false) }
     }
 
     fn with<T>(&self, f: impl FnOnce(&mut FileState) -> T) -> io::Result<T> {
@@ -233,6 +237,8 @@ impl File for SimFile {
     }
 
     fn lock(&self, mode: LockMode) -> io::Result<()> {
+        // In place of the one that it has.
+        self.unlock()?;
         self.with(|file| {
             let free = match mode {
                 LockMode::Shared => !file.exclusive_lock,
@@ -261,10 +267,42 @@ impl File for SimFile {
     fn identity(&self) -> io::Result<FileIdentity> {
         Ok(FileIdentity { device: 0, inode: self.id as u64 })
     }
+
+    fn link(&self, path: &Path) -> io::Result<()> {
+        self.vfs.link_file(self.id, path)
+    }
+
+    fn set_read_only(&self, read_only: bool) -> io::Result<()> {
+        self.with(|file| file.read_only = read_only)
+    }
+
+    fn is_read_only(&self) -> io::Result<bool> {
+        self.with(|file| file.read_only)
+    }
+
+    /// There is nobody to wait for in one thread.
+    fn lock_registry(&self) -> io::Result<()> {
+        let taken = self.with(|file| std::mem::replace(&mut file.registry_lock, true))?;
+        match taken {
+            true => Err(io::ErrorKind::WouldBlock.into()),
+            false => {
+                *self.has_registry.lock() = true;
+                Ok(())
+            }
+        }
+    }
+
+    fn unlock_registry(&self) -> io::Result<()> {
+        match std::mem::take(&mut *self.has_registry.lock()) {
+            true => self.with(|file| file.registry_lock = false),
+            false => Ok(()),
+        }
+    }
 }
 
 impl Drop for SimFile {
     fn drop(&mut self) {
         let _ = self.unlock();
+        let _ = self.unlock_registry();
     }
 }

@@ -20,4 +20,4 @@ pub use fates::{BadFates, Fates};
 pub use faults::{Fault, FaultPlan, Operation};
 pub use history::{History, Violation};
 pub use rng::Rng;
-pub use vfs::{Counts, Hook, SimVfs, Underway};
+pub use vfs::{Counts, FileSystem, Hook, SimVfs, Underway};

@@ -5,13 +5,13 @@
 //! state is a crash point: the medium so far plus any part of what is pending. A durable write makes its own bytes durable
 //! and nothing else. A file whose names are not durable is gone after a power cut, however well its content was synced.
 
-use super::crash::{CrashPoint, FileAtCrash};
+use super::crash::{CrashPoint, FileAtCrash, FileOnMedium};
 use super::faults::{Fault, FaultPlan, Operation};
 use super::file::{FileState, SimFile};
 use super::names::{NameTable, Names};
-use super::pages::{Change, Pages};
+use super::pages::Change;
 use super::rng::Rng;
-use crate::vfs::{Access, File, FileTime, Vfs};
+use crate::vfs::{Access, File, FileIdentity, FileTime, Vfs};
 use parking_lot::{Mutex, MutexGuard};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -53,6 +53,15 @@ pub struct Counts {
     pub set_lengths: u64,
 }
 
+/// What the file system can do. The default is all of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FileSystem {
+    /// It has no [`Vfs::exchange`].
+    pub no_exchange: bool,
+    /// It has no [`Vfs::create_nameless`].
+    pub no_nameless_files: bool,
+}
+
 /// A simulated file system. Clones are the same one.
 #[derive(Clone)]
 pub struct SimVfs {
@@ -67,6 +76,7 @@ pub(super) struct State {
     rng: Rng,
     recording: bool,
     points: Vec<CrashPoint>,
+    kind: FileSystem,
     pub(super) counts: Counts,
     pub(super) faults: FaultPlan,
 }
@@ -87,6 +97,7 @@ impl SimVfs {
             rng: Rng::new(seed),
             recording: false,
             points: Vec::new(),
+            kind: FileSystem::default(),
             counts: Counts::default(),
             faults: FaultPlan::default(),
         };
@@ -98,21 +109,26 @@ impl SimVfs {
         seed: u64,
         clock: u64,
         names: Names,
-        files: impl IntoIterator<Item = (Pages, FileTime)>,
+        files: impl IntoIterator<Item = FileOnMedium>,
     ) -> Self {
         let vfs = SimVfs::new(seed);
         {
             let mut state = vfs.state.lock();
             state.clock = clock;
             state.names = NameTable::durable(names);
-            state.files =
-                files.into_iter().map(|(pages, modified)| FileState::durable(pages, modified)).collect();
+            let durable = |file: FileOnMedium| FileState::durable(file.pages, file.modified, file.read_only);
+            state.files = files.into_iter().map(durable).collect();
         }
         vfs
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock()
+    }
+
+    /// Takes abilities away, or gives them back.
+    pub fn set_kind(&self, kind: FileSystem) {
+        self.state.lock().kind = kind;
     }
 
     /// Starts or stops keeping crash points.
@@ -223,7 +239,8 @@ impl State {
             let file = self.files.get(id)?;
             let mut pending: Vec<Change> = file.pending().cloned().collect();
             pending.extend(in_flight.filter(|(of, _)| *of == id).map(|(_, change)| change.clone()));
-            Some((id, FileAtCrash { medium: file.medium.clone(), pending, modified: file.modified }))
+            let medium = file.medium.clone();
+            Some((id, FileAtCrash { medium, pending, modified: file.modified, read_only: file.read_only }))
         });
         CrashPoint {
             clock: self.clock,
@@ -272,9 +289,27 @@ impl SimVfs {
     }
 }
 
+impl SimVfs {
+    /// Gives a file of which there is a handle a name.
+    pub(super) fn link_file(&self, id: usize, to: &Path) -> io::Result<()> {
+        let mut state = self.on_names()?;
+        state.is_free(to)?;
+        state.names.change(&[(to, Some(id))]);
+        Ok(())
+    }
+}
+
 impl Vfs for SimVfs {
+    /// Everybody is the files' owner, and bound by their permissions.
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn File>> {
-        let id = self.state.lock().id(path)?;
+        let id = {
+            let mut state = self.state.lock();
+            let id = state.id(path)?;
+            if access == Access::ReadWrite && state.file(id)?.read_only {
+                return Err(io::ErrorKind::PermissionDenied.into());
+            }
+            id
+        };
         Ok(Arc::new(SimFile::new(self.clone(), id, access)))
     }
 
@@ -292,12 +327,30 @@ impl Vfs for SimVfs {
         Ok(Arc::new(SimFile::new(self.clone(), id, Access::ReadWrite)))
     }
 
-    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+    fn create_nameless(&self, _folder: &Path) -> io::Result<Arc<dyn File>> {
         let mut state = self.on_names()?;
-        let id = state.id(from)?;
-        state.is_free(to)?;
-        state.names.change(&[(to, Some(id))]);
-        Ok(())
+        if state.kind.no_nameless_files {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let id = state.files.len();
+        state.files.push(FileState::default());
+        drop(state);
+        Ok(Arc::new(SimFile::new(self.clone(), id, Access::ReadWrite)))
+    }
+
+    /// There are no links here, and the root is the working directory.
+    fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
+        self.state.lock().id(path)?;
+        Ok(Path::new("/").join(path))
+    }
+
+    fn identity(&self, path: &Path) -> io::Result<FileIdentity> {
+        Ok(FileIdentity { device: 0, inode: self.state.lock().id(path)? as u64 })
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let id = self.state.lock().id(from)?;
+        self.link_file(id, to)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -312,6 +365,9 @@ impl Vfs for SimVfs {
 
     fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
         let mut state = self.on_names()?;
+        if state.kind.no_exchange {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         let (id, other_id) = (state.id(one)?, state.id(other)?);
         state.names.change(&[(one, Some(other_id)), (other, Some(id))]);
         Ok(())

@@ -51,7 +51,8 @@ pub fn export_delta(
     let source = source.read_only(true).open(lineage.path(disk, to_depth))?;
 
     let new = NewFile::new(&*options.vfs, out)?;
-    let create = CreateOptions::child_of(base).vfs(options.vfs.clone());
+    // It is made to be sent elsewhere, and keeps nothing from being deleted.
+    let create = CreateOptions::child_of(base).unregistered().vfs(options.vfs.clone());
     options
         .policy
         .allowed

@@ -8,12 +8,12 @@ use super::diff::View;
 use super::point;
 use super::pull::{fill_alone, fill_range, pull};
 use super::rebase::{closing, differencing};
-use crate::chain::{self, ParentImage, Parents, Source};
+use crate::chain::{self, ChildClaims, ParentImage, Parents, Source};
 use crate::convert::{Phase, Progress};
 use crate::disk::OpenOptions;
 use crate::error::{Error, Result};
-use crate::layer::{self, Layer};
-use crate::vfs::Access;
+use crate::layer::Layer;
+use crate::vfs::{Access, Vfs};
 use crate::vhd::UniqueId;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -41,19 +41,22 @@ pub fn merge(
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Merged> {
     let vfs = &options.vfs;
-    let (image, chain) =
-        layer::open(Arc::clone(&options.vfs), disk, Access::ReadWrite, |file, footer, header| {
-            let images = chain::open_images(vfs, disk, file, (footer, header), &options.policy)?;
-            let ids: Vec<UniqueId> = images.iter().map(ParentImage::unique_id).collect();
-            let count = until.map_or(Ok(ids.len()), |until| point::find(&**vfs, &ids, disk, until))?;
-            Ok((images, count))
-        })?;
+    let locked = chain::open_leaf(vfs, Arc::clone(vfs), disk, Access::ReadWrite)?;
+    let lineage = locked.lineage().unwrap_or_default();
+    let (image, chain) = locked.open(|file, footer, header| {
+        let claims = ChildClaims { path: disk, file, footer, header, lineage };
+        let images = chain::open_images(vfs, &claims, &options.policy)?;
+        let ids: Vec<UniqueId> = images.iter().map(ParentImage::unique_id).collect();
+        let count = until.map_or(Ok(ids.len()), |until| point::find(&**vfs, &ids, disk, until))?;
+        Ok((images, count))
+    })?;
     let (layer, (images, count)) = differencing(disk, image, chain)?;
-    let result = merge_into(&layer, images, count, disk, progress);
+    let result = merge_into(&**vfs, &layer, images, count, disk, progress);
     closing(&layer, result)
 }
 
 fn merge_into(
+    vfs: &dyn Vfs,
     layer: &Layer,
     images: Vec<ParentImage>,
     count: usize,
@@ -91,7 +94,14 @@ fn merge_into(
         }
     }
     report(Phase::Sync, size)?;
+    let id = layer.footer().unique_id;
+    if let Some(parent) = parent {
+        chain::register(vfs, id, disk, parent)?;
+    }
     let link = parent.map(|parent| chain::link_to(disk, parent)).transpose()?;
     layer.repoint(link.as_ref())?;
+    if let Some(former) = merged.first() {
+        chain::unregister(vfs, id, former)?;
+    }
     Ok(Merged { copied, layers })
 }

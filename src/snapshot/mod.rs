@@ -3,6 +3,7 @@
 //! [`diff()`] tells what changed between two of them, [`export_delta`] makes a differencing disk of that, and
 //! [`relink`] finds a parent again that has moved, [`rebase`] gives a disk another one, and [`merge`] lets it do without some.
 
+mod create;
 mod diff;
 mod export;
 mod merge;
@@ -10,6 +11,7 @@ mod point;
 mod pull;
 mod rebase;
 
+pub use crate::chain::SnapshotName;
 pub use diff::{Change, ChangeKind, Diff, diff};
 pub use export::export_delta;
 pub use merge::{Merged, merge};

@@ -1,6 +1,6 @@
 //! Naming a point of a chain: by the name of a snapshot, or by the path of a layer.
 
-use crate::chain::{self, ParentImage};
+use crate::chain::{self, ChildClaims, ParentImage, SnapshotName};
 use crate::disk::OpenOptions;
 use crate::error::{Error, Result};
 use crate::layer::{self, Headers};
@@ -10,24 +10,11 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// A snapshot's name may have so many bytes.
-const MAX_NAME_BYTES: usize = 64;
-
 /// Where the snapshot `name` of the disk at `disk` lies: `vm@NAME.vhd` beside `vm.vhd`. `None` for what is no name: names have
 /// 1 to 64 bytes of `A-Z`, `a-z`, `0-9`, `.`, `_` and `-`.
 pub fn snapshot_path(disk: &Path, name: &str) -> Option<PathBuf> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.bytes().all(allowed) {
-        return None;
-    }
-    let mut file_name = disk.file_stem()?.to_os_string();
-    file_name.push("@");
-    file_name.push(name);
-    if let Some(extension) = disk.extension() {
-        file_name.push(".");
-        file_name.push(extension);
-    }
-    Some(disk.with_file_name(file_name))
+    disk.file_stem()?;
+    SnapshotName::new(name).ok().map(|name| chain::snapshot_path(disk, &name))
 }
 
 /// The layers of a disk, as far as their headers and the parents' files go. The top one is only looked at, without a lock: it
@@ -52,8 +39,17 @@ impl Lineage {
         let decision = Headers::read(&*file, path)?.decide(path)?;
         let parents = match decision.footer.disk_type {
             DiskType::Differencing => {
-                let pair = (&decision.footer, &decision.header);
-                chain::open_images(&options.vfs, path, &*file, pair, &options.policy)?
+                let claims = ChildClaims {
+                    path,
+                    file: &*file,
+                    footer: &decision.footer,
+                    header: &decision.header,
+                    lineage: decision
+                        .superblock
+                        .map(|(superblock, _)| superblock.lineage)
+                        .unwrap_or_default(),
+                };
+                chain::open_images(&options.vfs, &claims, &options.policy)?
             }
             _ => Vec::new(),
         };

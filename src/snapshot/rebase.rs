@@ -1,11 +1,11 @@
 //! Naming another parent.
 
 use super::pull::{PIECE_BYTES, UNIT_BYTES, fill_alone};
-use crate::chain::{self, MAX_DEPTH, ParentImage, ParentPolicy, Parents, Source};
+use crate::chain::{self, ChildClaims, MAX_DEPTH, ParentImage, ParentPolicy, Parents, Source};
 use crate::convert::{Phase, Progress};
 use crate::disk::OpenOptions;
 use crate::error::{Error, Result};
-use crate::layer::{self, Below, Image, Layer};
+use crate::layer::{Below, Image, Layer};
 use crate::vfs::Access;
 use crate::vhd::UniqueId;
 use std::ops::{ControlFlow, Range};
@@ -25,12 +25,16 @@ use std::sync::Arc;
 pub fn relink(options: &OpenOptions, disk: &Path, parent: &Path) -> Result<()> {
     let vfs = &options.vfs;
     let policy = ParentPolicy { explicit: Some(parent.to_path_buf()), ..options.policy.clone() };
-    let (image, link) =
-        layer::open(Arc::clone(&options.vfs), disk, Access::ReadWrite, |file, footer, header| {
-            // Finds out whether it is the right one, with all that is beneath.
-            let images = chain::open_images(vfs, disk, file, (footer, header), &policy)?;
-            images.first().map(|image| chain::link_to(disk, image)).transpose()
-        })?;
+    let locked = chain::open_for_maintenance(vfs, disk)?;
+    let (lineage, id) = (locked.lineage().unwrap_or_default(), locked.footer().unique_id);
+    let (image, link) = locked.open(|file, footer, header| {
+        // Finds out whether it is the right one, with all that is beneath.
+        let images =
+            chain::open_images(vfs, &ChildClaims { path: disk, file, footer, header, lineage }, &policy)?;
+        let Some(parent) = images.first() else { return Ok(None) };
+        chain::register(&**vfs, id, disk, parent)?;
+        chain::link_to(disk, parent).map(Some)
+    })?;
     let (layer, link) = differencing(disk, image, link.flatten())?;
     closing(&layer, layer.repoint(Some(&link)))
 }
@@ -46,22 +50,31 @@ pub fn rebase(
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<u64> {
     let vfs = &options.vfs;
-    let (image, chains) =
-        layer::open(Arc::clone(&options.vfs), disk, Access::ReadWrite, |file, footer, header| {
-            let old = chain::open_images(vfs, disk, file, (footer, header), &options.policy)?;
-            let new = chain::open_from(vfs, parent, &options.policy)?;
-            let refuse = |why: &str| Err(Error::Invalid { what: format!("{}: {why}", parent.display()) });
-            if new.iter().any(|image| image.unique_id() == footer.unique_id) {
-                return refuse("it cannot be the parent of a disk that it is made over itself, or is");
-            }
-            if new.len() >= MAX_DEPTH {
-                return refuse("its chain has too many layers already");
-            }
-            Ok((old, new))
-        })?;
+    chain::seal_parent(vfs, disk, parent, &options.policy)?;
+    let locked = chain::open_leaf(vfs, Arc::clone(vfs), disk, Access::ReadWrite)?;
+    let (lineage, id) = (locked.lineage().unwrap_or_default(), locked.footer().unique_id);
+    let (image, chains) = locked.open(|file, footer, header| {
+        let claims = ChildClaims { path: disk, file, footer, header, lineage };
+        let old = chain::open_images(vfs, &claims, &options.policy)?;
+        let new = chain::open_from(vfs, parent, &options.policy)?;
+        let refuse = |why: &str| Err(Error::Invalid { what: format!("{}: {why}", parent.display()) });
+        if new.iter().any(|image| image.unique_id() == footer.unique_id) {
+            return refuse("it cannot be the parent of a disk that it is made over itself, or is");
+        }
+        if new.len() >= MAX_DEPTH {
+            return refuse("its chain has too many layers already");
+        }
+        Ok((old, new))
+    })?;
     let (layer, (old, new)) = differencing(disk, image, chains)?;
     let result = (|| {
-        let link = new.first().map(|image| chain::link_to(disk, image)).transpose()?;
+        let link = match new.first() {
+            Some(image) => {
+                chain::register(&**vfs, id, disk, image)?;
+                Some(chain::link_to(disk, image)?)
+            }
+            None => None,
+        };
         let size = layer.footer().current_size;
         let old = Beneath::new(old, &layer);
         let new = Beneath::new(new, &layer);

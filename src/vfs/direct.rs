@@ -18,7 +18,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What every file system's `O_DIRECT` is content with: for offsets, lengths and places in memory.
 const PAGE: usize = 4096;
@@ -37,33 +37,7 @@ pub struct DirectVfs;
 
 impl Vfs for DirectVfs {
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn File>> {
-        let cached = HostFile::open(path, access)?;
-        let mode = match access {
-            Access::ReadOnly => OFlags::RDONLY,
-            Access::ReadWrite => OFlags::RDWR,
-        };
-        let flags = mode | OFlags::DIRECT | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let refused = |error: io::Error| match error.kind() {
-            io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported => io::Error::new(
-                io::ErrorKind::Unsupported,
-                "the file system cannot bypass its page cache (O_DIRECT): open the image without it",
-            ),
-            _ => error,
-        };
-        let direct = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| refused(error.into()))?;
-        let [first, second] = [rustix::fs::fstat(cached.fd())?, rustix::fs::fstat(&direct)?];
-        if (first.st_dev, first.st_ino) != (second.st_dev, second.st_ino) {
-            return Err(io::Error::other("another file took its name while it was opened: try again"));
-        }
-        let file = DirectFile {
-            cached,
-            direct,
-            regions: (0..STRIPES).map(|_| RwLock::new(())).collect(),
-            buffers: Mutex::default(),
-        };
-        // Some file systems take the flag and refuse the transfers.
-        file.read_direct(&mut [0; PAGE], 0).map_err(refused)?;
-        Ok(Arc::new(file))
+        Ok(Arc::new(DirectFile::new(HostFile::open(path, access)?, path, access)?))
     }
 
     fn open_beneath(&self, folder: &Path, path: &Path) -> io::Result<Arc<dyn File>> {
@@ -72,6 +46,20 @@ impl Vfs for DirectVfs {
 
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         HostVfs.create_new(path)
+    }
+
+    fn create_nameless(&self, folder: &Path) -> io::Result<Arc<dyn File>> {
+        let cached = HostFile::nameless(folder)?;
+        let path = cached.own_path();
+        Ok(Arc::new(DirectFile::new(cached, &path, Access::ReadWrite)?))
+    }
+
+    fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
+        HostVfs.resolve(path)
+    }
+
+    fn identity(&self, path: &Path) -> io::Result<FileIdentity> {
+        HostVfs.identity(path)
     }
 
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -154,6 +142,36 @@ fn fill(pages: &mut [Page], from: &[u8]) {
 }
 
 impl DirectFile {
+    /// Opens the file of `cached`, to which `path` leads, once more.
+    fn new(cached: HostFile, path: &Path, access: Access) -> io::Result<Self> {
+        let mode = match access {
+            Access::ReadOnly => OFlags::RDONLY,
+            Access::ReadWrite => OFlags::RDWR,
+        };
+        let flags = mode | OFlags::DIRECT | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let refused = |error: io::Error| match error.kind() {
+            io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported => io::Error::new(
+                io::ErrorKind::Unsupported,
+                "the file system cannot bypass its page cache (O_DIRECT): open the image without it",
+            ),
+            _ => error,
+        };
+        let direct = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| refused(error.into()))?;
+        let [first, second] = [rustix::fs::fstat(cached.fd())?, rustix::fs::fstat(&direct)?];
+        if (first.st_dev, first.st_ino) != (second.st_dev, second.st_ino) {
+            return Err(io::Error::other("another file took its name while it was opened: try again"));
+        }
+        let file = DirectFile {
+            cached,
+            direct,
+            regions: (0..STRIPES).map(|_| RwLock::new(())).collect(),
+            buffers: Mutex::default(),
+        };
+        // Some file systems take the flag and refuse the transfers.
+        file.read_direct(&mut [0; PAGE], 0).map_err(refused)?;
+        Ok(file)
+    }
+
     fn region(&self, offset: u64) -> io::Result<&RwLock<()>> {
         let index = usize::try_from(offset / REGION_BYTES % STRIPES as u64).unwrap_or(0);
         self.regions.get(index).ok_or_else(|| io::ErrorKind::InvalidInput.into())
@@ -296,6 +314,8 @@ impl File for DirectFile {
     }
 
     fn lock(&self, mode: LockMode) -> io::Result<()> {
+        // What it held before would be another's.
+        lock::unlock(&self.direct)?;
         self.cached.lock(mode)?;
         // Nobody else has what excludes this; the locks of the other descriptor would.
         lock::join(&self.direct, mode).inspect_err(|_| drop(self.unlock()))
@@ -311,6 +331,26 @@ impl File for DirectFile {
 
     fn identity(&self) -> io::Result<FileIdentity> {
         self.cached.identity()
+    }
+
+    fn link(&self, path: &Path) -> io::Result<()> {
+        self.cached.link(path)
+    }
+
+    fn set_read_only(&self, read_only: bool) -> io::Result<()> {
+        self.cached.set_read_only(read_only)
+    }
+
+    fn is_read_only(&self) -> io::Result<bool> {
+        self.cached.is_read_only()
+    }
+
+    fn lock_registry(&self) -> io::Result<()> {
+        self.cached.lock_registry()
+    }
+
+    fn unlock_registry(&self) -> io::Result<()> {
+        self.cached.unlock_registry()
     }
 
     fn holder(&self) -> Option<String> {

@@ -2,18 +2,21 @@
 
 use super::{Access, DirectVfs, File, FileIdentity, FileTime, LockMode, Vfs, holder, lock};
 use rustix::fs::{
-    Advice, CWD, FallocateFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags, SeekFrom, Timespec,
-    Timestamps, UTIME_OMIT,
+    Advice, AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags, SeekFrom,
+    Timespec, Timestamps, UTIME_OMIT,
 };
 use rustix::io::ReadWriteFlags;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, IoSlice};
 use std::num::NonZeroU64;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+const ALL_MAY_WRITE: Mode = Mode::WUSR.union(Mode::WGRP).union(Mode::WOTH);
+const ALL_PERMISSIONS: Mode = Mode::RWXU.union(Mode::RWXG).union(Mode::RWXO);
 
 /// The file system of the host.
 #[derive(Debug, Clone, Copy, Default)]
@@ -43,6 +46,19 @@ impl Vfs for HostVfs {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let fd = rustix::fs::open(path, flags, Mode::from_raw_mode(0o666))?;
         Ok(Arc::new(HostFile { fd }))
+    }
+
+    fn create_nameless(&self, folder: &Path) -> io::Result<Arc<dyn File>> {
+        Ok(Arc::new(HostFile::nameless(folder)?))
+    }
+
+    fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
+        std::fs::canonicalize(path)
+    }
+
+    fn identity(&self, path: &Path) -> io::Result<FileIdentity> {
+        let stat = rustix::fs::stat(path)?;
+        Ok(FileIdentity { device: stat.st_dev, inode: stat.st_ino })
     }
 
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -80,9 +96,8 @@ impl Vfs for HostVfs {
     }
 
     fn sync_dir(&self, directory: &Path) -> io::Result<()> {
-        let directory = or_current(directory);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(directory, flags, Mode::empty())?;
+        let fd = rustix::fs::open(or_current(directory), flags, Mode::empty())?;
         Ok(rustix::fs::fsync(fd)?)
     }
 
@@ -142,8 +157,24 @@ impl HostFile {
         regular(fd)
     }
 
+    pub(super) fn nameless(folder: &Path) -> io::Result<Self> {
+        use rustix::io::Errno;
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        match rustix::fs::open(or_current(folder), flags, Mode::from_raw_mode(0o666)) {
+            Ok(fd) => Ok(HostFile { fd }),
+            // Old kernels take it for an attempt to write to the folder.
+            Err(Errno::NOTSUP | Errno::ISDIR | Errno::INVAL) => Err(io::ErrorKind::Unsupported.into()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     pub(super) fn fd(&self) -> &OwnedFd {
         &self.fd
+    }
+
+    /// A path that leads to the file, also where it has no name.
+    pub(super) fn own_path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.fd.as_raw_fd()).into()
     }
 }
 
@@ -261,6 +292,29 @@ impl File for HostFile {
         Ok(FileIdentity { device: stat.st_dev, inode: stat.st_ino })
     }
 
+    fn link(&self, path: &Path) -> io::Result<()> {
+        // A descriptor itself may be linked only by who may read any file.
+        Ok(rustix::fs::linkat(CWD, self.own_path(), CWD, path, AtFlags::SYMLINK_FOLLOW)?)
+    }
+
+    fn set_read_only(&self, read_only: bool) -> io::Result<()> {
+        let mode = Mode::from_raw_mode(rustix::fs::fstat(&self.fd)?.st_mode) & ALL_PERMISSIONS;
+        let mode = if read_only { mode & !ALL_MAY_WRITE } else { mode | Mode::WUSR };
+        Ok(rustix::fs::fchmod(&self.fd, mode)?)
+    }
+
+    fn is_read_only(&self) -> io::Result<bool> {
+        Ok(!Mode::from_raw_mode(rustix::fs::fstat(&self.fd)?.st_mode).intersects(ALL_MAY_WRITE))
+    }
+
+    fn lock_registry(&self) -> io::Result<()> {
+        lock::lock_registry(&self.fd)
+    }
+
+    fn unlock_registry(&self) -> io::Result<()> {
+        lock::unlock_registry(&self.fd)
+    }
+
     fn holder(&self) -> Option<String> {
         holder::find(&self.fd)
     }
@@ -282,6 +336,40 @@ mod tests {
         names.sort();
         assert_eq!(names, ["vm+a", "vm+b"]);
         assert!(HostVfs.files(&dir.path().join("none"), OsStr::new("")).is_err());
+    }
+
+    #[test]
+    fn a_nameless_file_gets_its_name_whole_and_replaces_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let [name, taken] = ["name", "taken"].map(|name| dir.path().join(name));
+        std::fs::write(&taken, "other").unwrap();
+        let file = HostVfs.create_nameless(dir.path()).unwrap();
+        file.write_at(b"content", 0).unwrap();
+        assert_eq!(HostVfs.files(dir.path(), OsStr::new("")).unwrap(), ["taken"]);
+        assert_eq!(file.link(&taken).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        file.link(&name).unwrap();
+        assert_eq!(file.identity().unwrap(), HostVfs.identity(&name).unwrap());
+        assert_ne!(file.identity().unwrap(), HostVfs.identity(&taken).unwrap());
+        assert_eq!(std::fs::read(&name).unwrap(), b"content");
+        drop(file);
+        drop(HostVfs.create_nameless(dir.path()).unwrap());
+        assert_eq!(HostVfs.files(dir.path(), OsStr::new("")).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn permissions_to_write_go_and_come_back() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777;
+        let file = HostVfs.create_new(&path).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o664)).unwrap();
+        assert!(!file.is_read_only().unwrap());
+        file.set_read_only(true).unwrap();
+        assert_eq!(mode(), 0o444);
+        assert!(file.is_read_only().unwrap());
+        HostVfs.open(&path, Access::ReadOnly).unwrap().set_read_only(false).unwrap();
+        assert_eq!(mode(), 0o644);
     }
 
     #[test]

@@ -13,6 +13,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 const USED_BASE: u8 = 100;
 const DENIED_BASE: u8 = 200;
+/// Ours: whoever changes the registry of children.
+const REGISTRY: u16 = 300;
 
 const CONSISTENT_READ: u8 = 1 << 0;
 const WRITE: u8 = 1 << 1;
@@ -41,14 +43,16 @@ impl LockMode {
     }
 }
 
-/// Takes the bytes of `mode` on `fd`, then tests those of others; gives them back and fails with `WouldBlock` where
-/// another holder excludes this one.
+/// Takes the bytes of `mode` on `fd`, then tests those of others and gives back what `fd` had beyond them; gives all back and
+/// fails with `WouldBlock` where another holder excludes this one.
 pub(super) fn lock(fd: &OwnedFd, mode: LockMode) -> io::Result<()> {
     let (used, denied) = mode.permissions();
     let result = take(fd, USED_BASE, used)
         .and_then(|()| take(fd, DENIED_BASE, denied))
         .and_then(|()| test(fd, DENIED_BASE, used))
-        .and_then(|()| test(fd, USED_BASE, denied));
+        .and_then(|()| test(fd, USED_BASE, denied))
+        .and_then(|()| give_back(fd, USED_BASE, !used))
+        .and_then(|()| give_back(fd, DENIED_BASE, !denied));
     if result.is_err() {
         // The descriptor is about to be dropped by the caller, which releases all bytes as well.
         let _ = unlock(fd);
@@ -74,10 +78,29 @@ fn take(fd: &OwnedFd, base: u8, permissions: u8) -> io::Result<()> {
     Ok(())
 }
 
+fn give_back(fd: &OwnedFd, base: u8, permissions: u8) -> io::Result<()> {
+    for bit in (0..PERMISSIONS).filter(|bit| permissions & (1 << bit) != 0) {
+        set(fd, libc::F_UNLCK as c_short, base + bit, 1)?;
+    }
+    Ok(())
+}
+
+/// Takes the byte that whoever changes the registry of children holds alone; waits for it.
+pub(super) fn lock_registry(fd: &OwnedFd) -> io::Result<()> {
+    fcntl(fd.as_fd(), FcntlArg::F_OFD_SETLKW(&flock(libc::F_WRLCK as c_short, REGISTRY, 1)))?;
+    Ok(())
+}
+
+/// Gives that byte back.
+pub(super) fn unlock_registry(fd: &OwnedFd) -> io::Result<()> {
+    fcntl(fd.as_fd(), FcntlArg::F_OFD_SETLK(&flock(libc::F_UNLCK as c_short, REGISTRY, 1)))?;
+    Ok(())
+}
+
 /// Fails where anyone else holds one of the bytes.
 fn test(fd: &OwnedFd, base: u8, permissions: u8) -> io::Result<()> {
     for bit in (0..PERMISSIONS).filter(|bit| permissions & (1 << bit) != 0) {
-        let mut query = flock(libc::F_WRLCK as c_short, base + bit, 1);
+        let mut query = flock(libc::F_WRLCK as c_short, (base + bit).into(), 1);
         fcntl(fd.as_fd(), FcntlArg::F_OFD_GETLK(&mut query))?;
         if query.l_type != libc::F_UNLCK as c_short {
             return Err(io::ErrorKind::WouldBlock.into());
@@ -87,11 +110,11 @@ fn test(fd: &OwnedFd, base: u8, permissions: u8) -> io::Result<()> {
 }
 
 fn set(fd: &OwnedFd, kind: c_short, start: u8, length: i64) -> io::Result<()> {
-    fcntl(fd.as_fd(), FcntlArg::F_OFD_SETLK(&flock(kind, start, length)))?;
+    fcntl(fd.as_fd(), FcntlArg::F_OFD_SETLK(&flock(kind, start.into(), length)))?;
     Ok(())
 }
 
-fn flock(kind: c_short, start: u8, length: i64) -> libc::flock {
+fn flock(kind: c_short, start: u16, length: i64) -> libc::flock {
     libc::flock {
         l_type: kind,
         l_whence: libc::SEEK_SET as c_short,
@@ -124,6 +147,35 @@ mod tests {
         assert_eq!(open().lock(Shared).unwrap_err().kind(), ErrorKind::WouldBlock);
         drop(writer);
         open().lock(Shared).unwrap();
+    }
+
+    #[test]
+    fn a_writer_that_becomes_a_reader_lets_readers_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        let open = || HostVfs.open(&path, Access::ReadWrite).unwrap();
+        drop(HostVfs.create_new(&path).unwrap());
+        let (first, second) = (open(), open());
+        first.lock(Exclusive).unwrap();
+        assert_eq!(second.lock(Shared).unwrap_err().kind(), ErrorKind::WouldBlock);
+        first.lock(Shared).unwrap();
+        second.lock(Shared).unwrap();
+        assert_eq!(open().lock(Exclusive).unwrap_err().kind(), ErrorKind::WouldBlock);
+        drop(second);
+        first.lock(Exclusive).unwrap();
+        // The registry has a lock of its own.
+        let other = open();
+        other.lock_registry().unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                first.lock_registry().unwrap();
+                sender.send("second").unwrap();
+            });
+            sender.send("first").unwrap();
+            other.unlock_registry().unwrap();
+        });
+        assert_eq!(receiver.try_iter().collect::<Vec<_>>(), ["first", "second"]);
     }
 
     /// A child has a copy of every descriptor from its fork to its exec: closing ours alone leaves the lock with it.

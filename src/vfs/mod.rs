@@ -14,7 +14,7 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use direct::DirectVfs;
@@ -48,7 +48,8 @@ pub enum Access {
     ReadWrite,
 }
 
-/// A place that holds files: the operating system's, or a simulated one.
+/// A place that holds files: the operating system's, or a simulated one. What has a default is for snapshots and clones, and
+/// may be left out where there are none.
 pub trait Vfs: Send + Sync + fmt::Debug {
     /// Opens an existing regular file or block device. Anything else (a FIFO, a directory) is an error, without blocking.
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn File>>;
@@ -58,6 +59,21 @@ pub trait Vfs: Send + Sync + fmt::Debug {
 
     /// Creates an empty file for reading and writing; fails with `AlreadyExists` where the name is taken.
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn File>>;
+
+    /// Creates an empty file that will be in `folder` but has no name there yet: it is gone with its handle, or at a crash,
+    /// unless [`File::link`] gave it one. Fails with `Unsupported` where the file system cannot.
+    fn create_nameless(&self, folder: &Path) -> io::Result<Arc<dyn File>> {
+        let _ = folder;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// The path without links in it, from the root: what it leads to from now on does not depend on the working directory.
+    fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
+        Ok(path.to_path_buf())
+    }
+
+    /// Which file a path leads to now.
+    fn identity(&self, path: &Path) -> io::Result<FileIdentity>;
 
     /// Gives a file a second name; fails with `AlreadyExists` where `to` is taken. Durable after [`Vfs::sync_dir`].
     fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
@@ -144,7 +160,8 @@ pub trait File: Send + Sync + fmt::Debug {
     /// Sets the time of the last change.
     fn set_modified(&self, time: FileTime) -> io::Result<()>;
 
-    /// Takes the image lock, held until the handle is dropped. `WouldBlock` where another handle excludes it.
+    /// Takes the image lock, held until the handle is dropped, in place of the one that this handle has. `WouldBlock` where
+    /// another handle excludes it; then this one holds none.
     fn lock(&self, mode: LockMode) -> io::Result<()>;
 
     /// Gives the image lock back before the handle is dropped.
@@ -157,6 +174,35 @@ pub trait File: Send + Sync + fmt::Debug {
 
     /// Which file it is.
     fn identity(&self) -> io::Result<FileIdentity>;
+
+    /// Gives the file a name, its first if it was made by [`Vfs::create_nameless`]; fails with `AlreadyExists` where the name is
+    /// taken. Durable after [`Vfs::sync_dir`].
+    fn link(&self, path: &Path) -> io::Result<()> {
+        let _ = path;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Takes everyone's permission to write away, or gives it to the owner. Handles that are open keep theirs.
+    fn set_read_only(&self, read_only: bool) -> io::Result<()> {
+        let _ = read_only;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Whether nobody has the permission to write.
+    fn is_read_only(&self) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    /// Waits until nobody else changes the registry of children, and keeps others from it until [`File::unlock_registry`] or
+    /// the end of the handle. Has nothing to do with the image lock.
+    fn lock_registry(&self) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Lets others change the registry.
+    fn unlock_registry(&self) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// The process that holds the image lock through another handle, such as `cowvhd (pid 123)`, as far as the system tells.
     fn holder(&self) -> Option<String> {

@@ -255,6 +255,9 @@ impl Vfs for Recorder {
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         self.wrap(HostVfs.create_new(path))
     }
+    fn identity(&self, path: &Path) -> io::Result<FileIdentity> {
+        HostVfs.identity(path)
+    }
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
         HostVfs.link(from, to)
     }

@@ -28,6 +28,8 @@ fn make(folder: &Path, layer: u64) {
         unique_id: id_of(&name(folder, parent)),
         modified: Timestamp::from_unix_seconds(1 << 30),
         path: name(Path::new(""), parent),
+        seal_id: Default::default(),
+        fixed: Default::default(),
     });
     let size = UNITS * UNIT as u64;
     let parameters = CreateParameters { size, block_bytes: BLOCK as u32, ring_bytes: 128 << 10, parent };

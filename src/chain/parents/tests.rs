@@ -64,6 +64,8 @@ fn leaf() -> Arc<Layer> {
         unique_id: UniqueId([7; 16]),
         modified: Timestamp::from_unix_seconds(1 << 30),
         path: "parent.vhd".into(),
+        seal_id: Default::default(),
+        fixed: Default::default(),
     };
     let path = Path::new("/leaf.vhd");
     let parameters = CreateParameters {

@@ -24,7 +24,7 @@ mod undo;
 use super::image::{self, Examined};
 use super::report::Report;
 use crate::error::{Error, Result};
-use crate::layer::{self, Image};
+use crate::layer::{self, Image, LockedImage};
 use crate::sync::{Arc, Mutex};
 use crate::vfs::{Access, File, FileExt, Vfs};
 use crate::vhd::UniqueId;
@@ -222,11 +222,17 @@ impl Target<'_> {
                 file: Arc::clone(&self.file),
             };
             // Nothing is read of a parent: it need not be there.
-            let opened = layer::open(Arc::new(vfs), self.path, Access::ReadWrite, |_, _, _| Ok(()));
-            let closed = opened.and_then(|(image, _)| match image {
-                Image::Dynamic(layer) => layer.close(),
-                Image::Fixed(fixed) => fixed.close(),
-            });
+            let open_and_close = |image: LockedImage| {
+                if image.lineage().is_some_and(|lineage| lineage.is_sealed()) {
+                    return image.finish_seal().map(drop);
+                }
+                match image.open(|_, _, _| Ok(()))?.0 {
+                    Image::Dynamic(layer) => layer.close(),
+                    Image::Fixed(fixed) => fixed.close(),
+                }
+            };
+            let closed =
+                LockedImage::new(Arc::new(vfs), self.path, Access::ReadWrite).and_then(open_and_close);
             return match closed {
                 Ok(()) => Ok(true),
                 // What is left of the damage is in the report that follows.

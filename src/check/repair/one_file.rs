@@ -1,7 +1,7 @@
 //! A file system in which one file, that its owner holds locked, is another handle; all others can only be read.
 
 use crate::sync::Arc;
-use crate::vfs::{Access, File, FileTime, Vfs};
+use crate::vfs::{Access, File, FileIdentity, FileTime, Vfs};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -28,6 +28,10 @@ impl Vfs for OneFile {
 
     fn create_new(&self, _path: &Path) -> io::Result<Arc<dyn File>> {
         Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn identity(&self, path: &Path) -> io::Result<FileIdentity> {
+        self.inner.identity(path)
     }
 
     fn link(&self, _from: &Path, _to: &Path) -> io::Result<()> {

@@ -7,7 +7,7 @@ use crate::check::report::Report;
 use crate::check::slots;
 use crate::error::{Error, Result};
 use crate::ext::{
-    BAT_ROOM_BYTES, Fingerprint, HEADER_BACKUP_OFFSET, PAGE_BYTES, Placement, RING_OFFSET,
+    BAT_ROOM_BYTES, Fingerprint, HEADER_BACKUP_OFFSET, Lineage, PAGE_BYTES, Placement, RING_OFFSET,
     SUPERBLOCK_OFFSETS, SessionId, State, Superblock, Tail,
 };
 use crate::layer::{self, Condition, Foreign, Headers, MAX_RING_BYTES, MIN_RING_BYTES};
@@ -101,6 +101,8 @@ fn new_superblocks(
             bat_crc: layer::entries_crc(&entries),
             modified: file.modified().map_err(io)?,
         },
+        // Nothing else tells of a seal. The children of a sealed image name its seal, and so find that it is lost.
+        lineage: Lineage::default(),
     };
     let second = Superblock { sequence: 2, ..superblock };
     let backup = layer::pair_bytes(footer, &normal);

@@ -35,6 +35,8 @@ fn child(vfs: &Arc<dyn Vfs>, folder: &Path, disk: &Disk, number: u64) -> Box<Lay
         unique_id: disk.leaf().unwrap().footer().unique_id,
         modified: Timestamp::from_unix_seconds(1 << 30),
         path: name(Path::new(""), number - 1),
+        seal_id: Default::default(),
+        fixed: Default::default(),
     };
     let (size, block_bytes) = (disk.size(), BLOCK as u32);
     let parameters = CreateParameters { size, block_bytes, ring_bytes: RING, parent: Some(parent) };

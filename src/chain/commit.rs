@@ -1,0 +1,172 @@
+//! The snapshot commit, as an open finds it: what a crash left of one is finished or undone before a leaf is written to.
+//!
+//! A snapshot NAME of `vm.vhd` is made in this order, each step durable before the next: a complete child C without a name · in
+//! the leaf, as *under way*: {C, NAME} · C in the leaf's registry · C's name `vm@NAME.vhd` · the leaf's seal, which names C and
+//! `vm.vhd` · **the two names exchanged**, which is the commit. So `vm.vhd` is always there, and says by itself which of these is
+//! true:
+//!
+//! | `vm.vhd` | C | open for writing |
+//! |---|---|---|
+//! | not sealed, a snapshot under way | anywhere or nowhere | undo: C's name is taken away, durably; then its registration and the record |
+//! | sealed under this name | at `vm@NAME.vhd` | finish: exchange |
+//! | sealed under this name | at `vm@NAME.vhd~new` | finish, where names cannot be exchanged: link, rename |
+//! | sealed otherwise | | refused |
+//!
+//! C's content was never promised to anybody before the exchange was durable, and afterwards C is `vm.vhd`. A read-only open changes
+//! nothing: it shows the leaf.
+
+use super::leaf::{Leaf, SnapshotName};
+use super::registry::Children;
+use crate::defect::{self, Defect};
+use crate::error::{Error, Result};
+use crate::ext::Lineage;
+use crate::layer::{Headers, LockedImage, refusal};
+use crate::sync::Arc;
+use crate::vfs::{Access, Vfs};
+use crate::vhd::UniqueId;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A commit is finished at most once; after that another process is at work.
+const MAX_ATTEMPTS: u32 = 4;
+
+/// Opens and locks the image at `path` by way of `image_vfs`; one that is to be written to is a leaf afterwards of which no
+/// snapshot is under way.
+pub(crate) fn open_leaf(
+    vfs: &Arc<dyn Vfs>,
+    image_vfs: Arc<dyn Vfs>,
+    path: &Path,
+    access: Access,
+) -> Result<LockedImage> {
+    for _ in 0..MAX_ATTEMPTS {
+        let mut image = LockedImage::new(Arc::clone(&image_vfs), path, access)?;
+        let Some(lineage) = image.lineage().filter(|_| access == Access::ReadWrite) else { return Ok(image) };
+        if lineage == Lineage::default() {
+            return Ok(image);
+        }
+        let leaf = Leaf::resolve(&**vfs, path)?;
+        if lineage.is_sealed() {
+            if !finish(&**vfs, &image, &leaf, &lineage)? {
+                // Maintenance that was cut would keep its children from being read.
+                image.finish_seal()?;
+                return Err(refusal(path, &lineage));
+            }
+            continue;
+        }
+        if lineage.has_snapshot_under_way() {
+            undo(&**vfs, &image, &leaf, &lineage)?;
+            image.forget_snapshot();
+        }
+        // Whoever gave the image its name may have been killed before that was durable; what is flushed from now on must
+        // not be lost with it.
+        if !defect::active(Defect::NameNotDurable) {
+            sync_folder(&**vfs, &leaf)?;
+        }
+        return Ok(image);
+    }
+    let what = "its names change again and again: try later".to_string();
+    Err(Error::Unsupported { path: path.to_path_buf(), what })
+}
+
+/// The same for a change of the image's own metadata that no guest sees: a sealed image is opened, too, and keeps its seal. It has
+/// to be closed afterwards.
+pub(crate) fn open_for_maintenance(vfs: &Arc<dyn Vfs>, path: &Path) -> Result<LockedImage> {
+    match open_leaf(vfs, Arc::clone(vfs), path, Access::ReadWrite) {
+        Err(Error::Sealed { .. }) => {
+            let open = || LockedImage::new(Arc::clone(vfs), path, Access::ReadWrite);
+            open()?.finish_seal()?;
+            let mut image = open()?;
+            image.maintain();
+            Ok(image)
+        }
+        result => result,
+    }
+}
+
+/// Finishes the commit if this is a leaf that was sealed for one, so that the leaf has to be looked at again; false if not.
+fn finish(vfs: &dyn Vfs, image: &LockedImage, leaf: &Leaf, lineage: &Lineage) -> Result<bool> {
+    if lineage.leaf_name.as_bytes() != leaf.name().as_encoded_bytes() || lineage.child_id.is_zero() {
+        return Ok(false);
+    }
+    let Some(name) = snapshot_name(lineage) else { return Ok(false) };
+    let Some(child) = find_child(vfs, leaf, &name, lineage.child_id) else { return Ok(false) };
+    // The child must not be the leaf before other tools can read its parent.
+    if image.finish_seal()? {
+        exchange(vfs, leaf, &name, &child)?;
+    }
+    Ok(true)
+}
+
+/// Takes away what there is of a snapshot that was not committed.
+fn undo(vfs: &dyn Vfs, image: &LockedImage, leaf: &Leaf, lineage: &Lineage) -> Result<()> {
+    if let Some(name) = snapshot_name(lineage) {
+        remove_child(vfs, leaf, &name, lineage.child_id)?;
+    }
+    Children::of(&**image.file(), image.path())?.remove(lineage.child_id)
+}
+
+/// Takes the names of a child away that is not the leaf; durable on return.
+pub(crate) fn remove_child(vfs: &dyn Vfs, leaf: &Leaf, name: &SnapshotName, id: UniqueId) -> Result<()> {
+    while let Some(child) = find_child(vfs, leaf, name, id) {
+        vfs.remove(&child)
+            .map_err(|error| Error::io(&child, "removing the child of an unfinished snapshot", error))?;
+    }
+    sync_folder(vfs, leaf)
+}
+
+fn snapshot_name(lineage: &Lineage) -> Option<SnapshotName> {
+    SnapshotName::new(std::str::from_utf8(lineage.snapshot.as_bytes()).ok()?).ok()
+}
+
+/// The child that a commit is about, as long as it is not the leaf.
+fn find_child(vfs: &dyn Vfs, leaf: &Leaf, name: &SnapshotName, id: UniqueId) -> Option<PathBuf> {
+    let places = [leaf.snapshot(name), leaf.waiting_child(name)];
+    places.into_iter().find(|path| disk_id(vfs, path) == Some(id))
+}
+
+/// The unique id of the image at `path`, if there is one.
+fn disk_id(vfs: &dyn Vfs, path: &Path) -> Option<UniqueId> {
+    let file = vfs.open(path, Access::ReadOnly).ok()?;
+    let decision = Headers::read(&*file, path).and_then(|headers| headers.decide(path));
+    decision.ok().map(|decision| decision.footer.unique_id)
+}
+
+/// Gives the child the leaf's name, and the leaf the snapshot's: the commit, durable on return.
+pub(crate) fn exchange(vfs: &dyn Vfs, leaf: &Leaf, name: &SnapshotName, child: &Path) -> Result<()> {
+    let (path, snapshot, waiting) = (leaf.path(), leaf.snapshot(name), leaf.waiting_child(name));
+    let naming = |error| Error::io(&snapshot, "giving the snapshot its name", error);
+    if child == snapshot {
+        match vfs.exchange(&path, &snapshot) {
+            Ok(()) => return sync_folder(vfs, leaf),
+            Err(error) if error.kind() != io::ErrorKind::Unsupported => return Err(naming(error)),
+            Err(_) => {}
+        }
+        // The child goes out of the way first, durably: or a crash could keep the link, and lose the child with its name.
+        vfs.rename(&snapshot, &waiting).map_err(naming)?;
+        if !defect::active(Defect::ChildNotAside) {
+            sync_folder(vfs, leaf)?;
+        }
+    }
+    let is_linked = match (vfs.identity(&snapshot), vfs.identity(&path)) {
+        (Ok(snapshot), Ok(leaf)) => snapshot == leaf,
+        _ => false,
+    };
+    if !is_linked {
+        vfs.link(&path, &snapshot).map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => Error::Exists { path: snapshot.clone() },
+            _ => naming(error),
+        })?;
+    }
+    // Before the leaf's own name goes.
+    if !defect::active(Defect::RenameBeforeLink) {
+        sync_folder(vfs, leaf)?;
+    }
+    vfs.rename(&waiting, &path).map_err(naming)?;
+    sync_folder(vfs, leaf)
+}
+
+/// Makes the names in a leaf's folder durable.
+fn sync_folder(vfs: &dyn Vfs, leaf: &Leaf) -> Result<()> {
+    vfs.sync_dir(leaf.folder())
+        .map_err(|error| Error::io(leaf.folder(), "making the names in the folder durable", error))
+}

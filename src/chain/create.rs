@@ -1,0 +1,157 @@
+//! A new differencing image over a parent: the parent is sealed if it is not, and notes its child before the child has a name.
+
+use super::commit;
+use super::locate::{ParentPolicy, folder};
+use super::open::{link_to, open_from, open_parents};
+use super::parent::ParentImage;
+use super::registry::{self, Children};
+use super::{ChildClaims, MAX_DEPTH};
+use crate::error::{Error, Result};
+use crate::ext::{Name, SealId};
+use crate::layer::{CreateParameters, Image, NewImage, ParentLink, Seal};
+use crate::sync::Arc;
+use crate::vfs::{Access, Vfs};
+use crate::vhd::UniqueId;
+use std::path::Path;
+
+/// Creates the image at `path`, which must not exist, over the one at `parent`. `block_bytes` counts over a fixed disk alone. One that
+/// is not to be registered leaves its parent as it is.
+pub(crate) fn create_child(
+    vfs: &Arc<dyn Vfs>,
+    path: &Path,
+    parent: &Path,
+    policy: &ParentPolicy,
+    (block_bytes, ring_bytes): (u32, u64),
+    registered: bool,
+) -> Result<()> {
+    if vfs.identity(path).is_ok() {
+        return Err(Error::Exists { path: path.to_path_buf() });
+    }
+    let mut shape = parent_shape(vfs, path, parent, policy)?;
+    if registered && shape.needs_seal() {
+        seal_in_place(vfs, parent, policy, shape.link.unique_id)?;
+        shape = parent_shape(vfs, path, parent, policy)?;
+    }
+    let (parent_id, parent_is_sealed) = (shape.link.unique_id, shape.link.seal_id.is_some());
+    let parameters = CreateParameters {
+        size: shape.size,
+        block_bytes: shape.block_bytes.unwrap_or(block_bytes),
+        ring_bytes,
+        parent: Some(shape.link),
+    };
+    let image = NewImage::new(&**vfs, path, &parameters)?;
+    if registered && parent_is_sealed {
+        let file = registry::open_for_registry(&**vfs, parent, parent_id)?;
+        let child = registry::child(image.unique_id(), folder(parent), path);
+        Children::of(&*file, parent)?.add(child)?;
+    }
+    image.publish()
+}
+
+/// What a child takes over from its parent.
+#[derive(Debug)]
+pub(crate) struct ParentShape {
+    /// Size of the disk in bytes.
+    pub(crate) size: u64,
+    /// Data bytes of a block; a fixed disk has none.
+    pub(crate) block_bytes: Option<u32>,
+    /// How the child names it.
+    pub(crate) link: ParentLink,
+    /// It has a superblock.
+    has_superblock: bool,
+}
+
+impl ParentShape {
+    /// Whether it could have a seal and has none.
+    fn needs_seal(&self) -> bool {
+        self.has_superblock && !self.link.seal_id.is_some()
+    }
+}
+
+/// Looks at the image that is to be the parent of a new one at `child`: all of its own parents must be there.
+fn parent_shape(
+    vfs: &Arc<dyn Vfs>,
+    child: &Path,
+    parent: &Path,
+    policy: &ParentPolicy,
+) -> Result<ParentShape> {
+    let images = open_from(vfs, parent, policy)?;
+    let Some(image) = images.first().filter(|_| images.len() < MAX_DEPTH) else {
+        let what = format!("{}: its chain has {MAX_DEPTH} layers already", parent.display());
+        return Err(Error::Invalid { what });
+    };
+    Ok(ParentShape {
+        size: image.footer().current_size,
+        block_bytes: image.block_bytes(),
+        has_superblock: image.lineage().is_some(),
+        link: link_to(child, image)?,
+    })
+}
+
+/// Sees to it that the image at `parent`, which is to be the parent of the one at `child`, is sealed, if it can be.
+pub(crate) fn seal_parent(
+    vfs: &Arc<dyn Vfs>,
+    child: &Path,
+    parent: &Path,
+    policy: &ParentPolicy,
+) -> Result<()> {
+    let below = open_from(vfs, parent, policy)?;
+    let itself = vfs.identity(child).ok();
+    if below.iter().any(|image| itself.is_some() && image.file().identity().ok() == itself) {
+        let what = format!(
+            "{}: it cannot be the parent of a disk that it is made over itself, or is",
+            parent.display()
+        );
+        return Err(Error::Invalid { what });
+    }
+    drop(below);
+    let shape = parent_shape(vfs, child, parent, policy)?;
+    match shape.needs_seal() {
+        true => seal_in_place(vfs, parent, policy, shape.link.unique_id),
+        false => Ok(()),
+    }
+}
+
+/// Notes the image `child_id` at `child` in its parent, if that is sealed; durable on return. It comes before the parent is named.
+pub(crate) fn register(vfs: &dyn Vfs, child_id: UniqueId, child: &Path, parent: &ParentImage) -> Result<()> {
+    if !parent.seal_id().is_some() {
+        return Ok(());
+    }
+    let file = registry::open_for_registry(vfs, parent.path(), parent.unique_id())?;
+    Children::of(&*file, parent.path())?.add(registry::child(child_id, folder(parent.path()), child))
+}
+
+/// Takes the image `child_id` out of the registry of a former parent.
+pub(crate) fn unregister(vfs: &dyn Vfs, child_id: UniqueId, parent: &ParentImage) -> Result<()> {
+    if !parent.seal_id().is_some() {
+        return Ok(());
+    }
+    let file = registry::open_for_registry(vfs, parent.path(), parent.unique_id())?;
+    Children::of(&*file, parent.path())?.remove(child_id)
+}
+
+/// Seals the image at `path`, which keeps its name and cannot be written to from then on.
+fn seal_in_place(vfs: &Arc<dyn Vfs>, path: &Path, policy: &ParentPolicy, id: UniqueId) -> Result<()> {
+    let policy = ParentPolicy { explicit: None, ..policy.clone() };
+    let locked = commit::open_leaf(vfs, Arc::clone(vfs), path, Access::ReadWrite)?;
+    if locked.footer().unique_id != id {
+        let what = "another file took its name meanwhile: try again".into();
+        return Err(Error::Unsupported { path: path.to_path_buf(), what });
+    }
+    let file = Arc::clone(locked.file());
+    // Where there is no room for a registry nothing is sealed.
+    Children::of(&*file, path)?;
+    let lineage = locked.lineage().unwrap_or_default();
+    let (image, _parents) = locked.open(|file, footer, header| {
+        open_parents(vfs, &ChildClaims { path, file, footer, header, lineage }, &policy)
+    })?;
+    let Image::Dynamic(layer) = image else { return Ok(()) };
+    let random = vfs.random_id().map_err(|error| Error::io(path, "asking for a random id", error))?;
+    layer.seal(&Seal {
+        id: SealId(random),
+        child_id: UniqueId::default(),
+        snapshot: Name::default(),
+        leaf_name: Name::default(),
+        modified: vfs.now(),
+    })
+}

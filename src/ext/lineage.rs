@@ -1,0 +1,110 @@
+//! What a superblock says of an image's place in a chain: its seal, a snapshot under way, the seal of its parent
+//! (FORMAT.md, "Lineage").
+
+use crate::vfs::FileTime;
+use crate::vhd::UniqueId;
+use std::fmt;
+
+/// The random name of one sealed state; all zeros where there is none.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct SealId(pub [u8; 16]);
+
+impl SealId {
+    /// Whether it names a seal.
+    pub fn is_some(&self) -> bool {
+        *self != SealId::default()
+    }
+}
+
+impl fmt::Debug for SealId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for SealId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// A name of at most `N` bytes, padded with zeros; empty where there is none.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Name<const N: usize>(pub [u8; N]);
+
+impl<const N: usize> Default for Name<N> {
+    fn default() -> Self {
+        Name([0; N])
+    }
+}
+
+impl<const N: usize> Name<N> {
+    /// The name with these bytes; `None` where they do not fit or hold a zero.
+    pub fn new(bytes: &[u8]) -> Option<Self> {
+        let mut name = Self::default();
+        name.0.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        (!bytes.contains(&0)).then_some(name)
+    }
+
+    /// The bytes of the name.
+    pub fn as_bytes(&self) -> &[u8] {
+        let end = self.0.iter().position(|&byte| byte == 0).unwrap_or(N);
+        self.0.get(..end).unwrap_or_default()
+    }
+}
+
+impl<const N: usize> fmt::Debug for Name<N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", String::from_utf8_lossy(self.as_bytes()))
+    }
+}
+
+/// What a fixed disk was like when a child was made over it: it has no place for a seal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FixedParent {
+    /// Length of its file in bytes.
+    pub file_bytes: u64,
+    /// When its content was last changed.
+    pub modified: FileTime,
+}
+
+/// An image's place in a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Lineage {
+    /// The seal of this image; while there is one the guest's content never changes.
+    pub seal_id: SealId,
+    /// The child that took over when this image was sealed; or, without a seal, that of a snapshot under way. Zero where the
+    /// image was sealed in its place.
+    pub child_id: UniqueId,
+    /// The seal that the parent had, or was about to get, when this image was made over it.
+    pub parent_seal: SealId,
+    /// The parent that this and `fixed_parent` are about.
+    pub parent_id: UniqueId,
+    /// Digest of the manifest of the VM state that was saved with the seal; zeros where there is none.
+    pub state_digest: [u8; 32],
+    /// The name of the snapshot, sealed or under way.
+    pub snapshot: Name<64>,
+    /// The name that the file had, and the child takes over.
+    pub leaf_name: Name<256>,
+    /// The image is being taken out of its chain: whoever opens it resumes that.
+    pub deleting: bool,
+    /// What the parent was like, where it is a fixed disk; zeros where there is none.
+    pub fixed_parent: FixedParent,
+}
+
+impl Lineage {
+    /// Whether the image is sealed.
+    pub fn is_sealed(&self) -> bool {
+        self.seal_id.is_some()
+    }
+
+    /// The snapshot that was under way is undone.
+    pub fn forget_snapshot(&mut self) {
+        (self.child_id, self.snapshot) = Default::default();
+    }
+
+    /// Whether a snapshot of the image was begun, of which it is not known whether it was undone.
+    pub fn has_snapshot_under_way(&self) -> bool {
+        !self.is_sealed() && !self.child_id.is_zero()
+    }
+}

@@ -1,0 +1,127 @@
+//! Snapshots of a simulated disk, with writes in the middle of them: the power is cut, the process killed or an operation fails at
+//! every step. Afterwards the disk opens with all that was flushed, and each snapshot is there whole or not at all.
+
+#![cfg(feature = "sim")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+#[path = "support/snapshots.rs"]
+mod support;
+
+use cowvhd::sim::{Bounds, Fault, FaultPlan, FileSystem, SimVfs};
+use cowvhd::snapshot::SnapshotName;
+use cowvhd::{CreateOptions, ErrorKind, OpenOptions};
+use std::path::Path;
+use std::sync::Arc;
+use support::{KINDS, LEAF, Story, cut_anywhere, judge, kill_anywhere};
+
+#[test]
+fn a_power_cut_at_any_step() {
+    let states = KINDS.iter().map(|&kind| cut_anywhere(kind, bound(10)).unwrap()).sum::<u64>();
+    println!("{states} distinct states: no violation");
+    assert!(states > 300, "{states}");
+}
+
+#[test]
+fn a_kill_at_any_step_and_a_power_cut_later() {
+    let kills = KINDS.iter().map(|&kind| kill_anywhere(kind, bound(4)).unwrap()).sum::<u64>();
+    println!("{kills} kills: no violation");
+    assert!(kills > 100, "{kills}");
+}
+
+/// How many states are made of a crash point; more with `COWVHD_SNAPSHOT_STATES`, a factor.
+fn bound(states: usize) -> usize {
+    let factor = std::env::var("COWVHD_SNAPSHOT_STATES").ok().and_then(|factor| factor.parse().ok());
+    states * factor.unwrap_or(1usize)
+}
+
+/// An operation fails: the disk goes on as it was or is stopped, and what was flushed is there.
+#[test]
+fn a_failure_at_any_step() {
+    for kind in KINDS {
+        for errno in [5, 28] {
+            for step in 0.. {
+                let mut story = Story::new(1, kind);
+                story.write_some(3);
+                story.flush();
+                story.vfs.set_faults(FaultPlan::new(Fault::Error(errno), step, 1));
+                story.snapshot("s1", 0);
+                let injected = story.vfs.injected_faults() > 0;
+                story.vfs.set_faults(FaultPlan::default());
+                story.write_some(1);
+                story.try_flush();
+                let point = story.vfs.crash_now();
+                point.for_each_state(step, &Bounds::sample(bound(3)), |state| {
+                    judge(&story, &state, point.clock(), 0).unwrap_or_else(|what| {
+                        panic!("{kind:?}, {errno} at {step}, {}: {what}", state.fates())
+                    });
+                    true
+                });
+                if !injected {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// What a sealed image says to those who want to write to it, and what stays as it was.
+#[test]
+fn a_sealed_image_is_not_written_to() {
+    let mut story = Story::new(1, FileSystem::default());
+    story.write_some(3);
+    story.snapshot("s1", 0);
+    story.close();
+    let vfs = story.vfs.clone();
+    let snapshot = Path::new("/vm@s1.vhd");
+    let before = vfs.content_hash(snapshot);
+    let options = || OpenOptions::new().vfs(Arc::new(vfs.clone()));
+    let error = options().open(snapshot).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Sealed);
+    assert!(error.to_string().contains("\"s1\"") && error.to_string().contains("cowvhd clone"), "{error}");
+    options().read_only(true).open(snapshot).unwrap().close().unwrap();
+    assert_eq!(vfs.content_hash(snapshot), before);
+    let disk = options().open(Path::new(LEAF)).unwrap();
+    let exists = disk.snapshot(&SnapshotName::new("s1").unwrap()).unwrap_err();
+    assert_eq!(exists.kind(), ErrorKind::Exists);
+    disk.write_at(&[1; 512], 0).unwrap();
+    disk.close().unwrap();
+    assert_eq!(vfs.content_hash(snapshot), before);
+}
+
+/// A parent that got a child is sealed, in its place; the child notes its seal, and it the child.
+#[test]
+fn the_parent_of_a_new_image_is_sealed() {
+    let vfs = SimVfs::new(3);
+    let shared = || Arc::new(vfs.clone());
+    let [parent, child] = ["/base.vhd", "/child.vhd"].map(Path::new);
+    CreateOptions::new(1 << 20).test_geometry(16 << 10, 128 << 10).vfs(shared()).create(parent).unwrap();
+    let disk = OpenOptions::new().vfs(shared()).open(parent).unwrap();
+    disk.write_at(&[7; 4096], 0).unwrap();
+    let create = || CreateOptions::child_of(parent).vfs(shared()).create(child);
+    assert_eq!(create().unwrap_err().kind(), ErrorKind::InUse, "it is open");
+    disk.close().unwrap();
+    drop(disk);
+    create().unwrap();
+    assert_eq!(OpenOptions::new().vfs(shared()).open(parent).unwrap_err().kind(), ErrorKind::Sealed);
+    assert_eq!(create().unwrap_err().kind(), ErrorKind::Exists);
+    CreateOptions::child_of(parent).vfs(shared()).create(Path::new("/second.vhd")).unwrap();
+    let content = vfs.content(parent).unwrap();
+    let names = ["child.vhd", "second.vhd"]
+        .map(|name| content.windows(name.len()).filter(|w| *w == name.as_bytes()).count());
+    assert_eq!(names, [2, 1], "both copies of the registry");
+    let disk = OpenOptions::new().vfs(shared()).open(child).unwrap();
+    let mut buf = [0; 4096];
+    disk.read_at(&mut buf, 0).unwrap();
+    assert_eq!(buf, [7; 4096]);
+    drop(disk);
+    // Another state of the parent: its seal is gone.
+    let unsealed = [0; 16];
+    for superblock in [4096, 8192] {
+        let mut bytes = vfs.content(parent).unwrap()[superblock..superblock + 4092].to_vec();
+        bytes[176..192].copy_from_slice(&unsealed);
+        let crc = crc32fast::hash(&bytes).to_be_bytes();
+        vfs.corrupt(parent, superblock as u64, &[&bytes[..], &crc].concat());
+    }
+    let error = OpenOptions::new().vfs(shared()).open(child).unwrap_err();
+    assert!(error.to_string().contains("not sealed any more"), "{error}");
+}
