@@ -204,10 +204,9 @@ impl FlatMap {
             Some(Flat::Zero) => self.exchange(block, seen.word, word_of(None)),
             Some(Flat::Whole(place)) => self.exchange(block, seen.word, word_of(Some(*place))),
             Some(Flat::Mixed(runs)) => {
-                let list = list_of(block, runs);
-                if !list.fits() {
+                let Some(list) = list_of(block, runs) else {
                     return self.exchange(block, seen.word, self.unknown());
-                }
+                };
                 let mut writer = self.lists.writer();
                 let is_current =
                     self.words.get(block as usize).is_some_and(|w| w.load(Ordering::Acquire) == seen.word);
@@ -268,8 +267,8 @@ impl FlatMap {
     }
 }
 
-/// A mixed block's list: with the zeros between its runs and behind the last one.
-fn list_of(block: u32, runs: &[Run]) -> List {
+/// A mixed block's list, if it may be kept: with the zeros between its runs and behind the last one.
+fn list_of(block: u32, runs: &[Run]) -> Option<List> {
     let mut parts = Vec::with_capacity(2 * runs.len() + 1);
     let mut sector = 0;
     for run in runs {
