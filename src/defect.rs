@@ -81,6 +81,20 @@ defects! {
     CloseWithoutSync,
     /// Entries count without a right CRC.
     EntryCrcUnchecked,
+    /// A leaf that is sealed for a VM state gives its name away whether the state was committed or not.
+    ExchangeWithoutManifest,
+    /// Leaves sealed for a VM state give their names away before the state's manifest has its own.
+    ExchangeBeforeManifest,
+    /// The name of a VM state's manifest is not durable before the names of leaves and children are exchanged.
+    ManifestNameNotDurable,
+    /// The manifest of a VM state gets its name before it is synced.
+    ManifestNotSynced,
+    /// Parts of a VM state are made before the leaf notes that they are under way.
+    StateNotNoted,
+    /// The child of a snapshot that was not committed goes before the seal of its parent.
+    UnlinkBeforeUnseal,
+    /// The blobs of a VM state are not synced.
+    BlobNotSynced,
     /// A write to a part of an absent unit of a differencing disk leaves zeros in the rest of it.
     NoCopyUp,
     /// The bits that a write to a differencing disk sets are not journaled.

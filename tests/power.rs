@@ -9,6 +9,9 @@ mod campaign;
 #[path = "support/chain_ops.rs"]
 #[allow(dead_code, reason = "shared with the other tests of chains")]
 mod chain_ops;
+#[path = "support/checkpoints.rs"]
+#[allow(dead_code, reason = "shared with the test of checkpoints")]
+mod checkpoints;
 #[path = "support/crash.rs"]
 #[allow(dead_code, reason = "shared with the other tests of crashes")]
 mod crash;
@@ -60,6 +63,25 @@ fn kill_snapshot(defect: Defect) -> Option<String> {
     let cut = || snapshots::KINDS.iter().find_map(|&kind| snapshots::cut_anywhere(kind, 24).err());
     let kill = || snapshots::KINDS.iter().find_map(|&kind| snapshots::kill_anywhere(kind, 8).err());
     let killed = kill().or_else(cut);
+    defect::seed(None);
+    killed
+}
+
+/// Defects of checkpoints.
+const OF_CHECKPOINTS: [Defect; 7] = [
+    Defect::ExchangeWithoutManifest,
+    Defect::ExchangeBeforeManifest,
+    Defect::ManifestNameNotDurable,
+    Defect::ManifestNotSynced,
+    Defect::StateNotNoted,
+    Defect::UnlinkBeforeUnseal,
+    Defect::BlobNotSynced,
+];
+
+/// The same with checkpoints of two disks and of one.
+fn kill_checkpoint(defect: Defect) -> Option<String> {
+    defect::seed(Some(defect));
+    let killed = [2, 1].into_iter().find_map(|disks| checkpoints::cut_anywhere(disks, 24).err());
     defect::seed(None);
     killed
 }
@@ -125,6 +147,7 @@ fn every_seeded_defect_is_noticed() {
                     let killed = match chain_operation(defect) {
                         Some(operation) => kill_operation(defect, operation),
                         None if OF_SNAPSHOTS.contains(&defect) => kill_snapshot(defect),
+                        None if OF_CHECKPOINTS.contains(&defect) => kill_checkpoint(defect),
                         None => kill(defect).map(|wrong| wrong.to_string()),
                     };
                     report(defect, &killed);

@@ -107,7 +107,7 @@ fn an_unknown_compatible_feature_is_cleared_by_whoever_writes() {
     let mut bytes = fs::read(&image.path).unwrap();
     for copy in COPIES {
         change(&mut bytes, copy, 48, &0x8000_0000_0000_0001u64.to_be_bytes());
-        change(&mut bytes, copy, 700, b"what it stands for");
+        change(&mut bytes, copy, 3000, b"what it stands for");
     }
     fs::write(&image.path, &bytes).unwrap();
     open(&image.path, true).unwrap();

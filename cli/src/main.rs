@@ -28,6 +28,7 @@ mod repair;
 mod serve;
 mod shutdown;
 mod size;
+mod snapshot;
 mod status;
 
 use clap::error::ErrorKind;
@@ -60,6 +61,7 @@ enum Verb {
     Rebase(rebase::Rebase),
     Check(check::Check),
     Repair(repair::Repair),
+    Snapshot(snapshot::Snapshot),
     Serve(serve::Serve),
     Status(status::StatusOf),
     Completions(completions::Completions),
@@ -82,6 +84,7 @@ fn main() -> ExitCode {
         Verb::Rebase(rebase) => rebase.run(),
         Verb::Check(check) => return check.run(),
         Verb::Repair(repair) => return repair.run(),
+        Verb::Snapshot(snapshot) => snapshot.run(),
         Verb::Serve(serve) => serve.run(),
         Verb::Status(status) => status.run(),
         Verb::Completions(completions) => completions.run(),

@@ -17,6 +17,7 @@ pub(crate) const VERBS: &[&str] = &[
     "rebase",
     "check",
     "repair",
+    "snapshot",
     "serve",
     "status",
     "completions",

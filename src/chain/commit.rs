@@ -12,6 +12,10 @@
 //! | sealed under this name | at `vm@NAME.vhd~new` | finish, where names cannot be exchanged: link, rename |
 //! | sealed otherwise | | refused |
 //!
+//! A seal may name the manifest of a VM state, which may be shared by several disks. Then **the manifest's name** is the commit: the
+//! exchanges follow, and are finished by whoever opens a disk. As long as there is no such manifest the seal is taken away again,
+//! durably, and what is left is a snapshot under way. The state's files go with the rest of it.
+//!
 //! C's content was never promised to anybody before the exchange was durable, and afterwards C is `vm.vhd`. A read-only open changes
 //! nothing: it shows the leaf.
 
@@ -21,6 +25,7 @@ use crate::defect::{self, Defect};
 use crate::error::{Error, Result};
 use crate::ext::Lineage;
 use crate::layer::{Headers, LockedImage, refusal};
+use crate::state::{self, StateNames};
 use crate::sync::Arc;
 use crate::vfs::{Access, Vfs};
 use crate::vhd::UniqueId;
@@ -92,15 +97,35 @@ fn finish(vfs: &dyn Vfs, image: &LockedImage, leaf: &Leaf, lineage: &Lineage) ->
     let Some(child) = find_child(vfs, leaf, &name, lineage.child_id) else { return Ok(false) };
     // The child must not be the leaf before other tools can read its parent.
     if image.finish_seal()? {
-        exchange(vfs, leaf, &name, &child)?;
+        if is_committed(vfs, leaf, lineage)? {
+            exchange(vfs, leaf, &name, &child)?;
+        } else {
+            // What is left then is a snapshot under way. Not the other way round: a sealed leaf without its child is nobody's.
+            if defect::active(Defect::UnlinkBeforeUnseal) {
+                remove_child(vfs, leaf, &name, lineage.child_id)?;
+            }
+            image.unseal()?;
+        }
     }
     Ok(true)
 }
 
-/// Takes away what there is of a snapshot that was not committed.
+/// Whether the seal counts: it names no VM state, or that is there.
+fn is_committed(vfs: &dyn Vfs, leaf: &Leaf, lineage: &Lineage) -> Result<bool> {
+    let name = lineage.manifest.as_bytes();
+    if name.is_empty() || defect::active(Defect::ExchangeWithoutManifest) {
+        return Ok(true);
+    }
+    state::is_published(vfs, leaf.folder(), name, lineage.state_digest)
+}
+
+/// Takes away what there is of a snapshot that was not committed, its VM state included.
 fn undo(vfs: &dyn Vfs, image: &LockedImage, leaf: &Leaf, lineage: &Lineage) -> Result<()> {
     if let Some(name) = snapshot_name(lineage) {
         remove_child(vfs, leaf, &name, lineage.child_id)?;
+        if let Ok(names) = StateNames::new(&leaf.path(), name.as_str()) {
+            names.remove_all(vfs)?;
+        }
     }
     Children::of(&**image.file(), image.path())?.remove(lineage.child_id)
 }

@@ -8,7 +8,7 @@ use super::registry::{self, Children};
 use super::{ChildClaims, MAX_DEPTH};
 use crate::error::{Error, Result};
 use crate::ext::{Name, SealId};
-use crate::layer::{CreateParameters, Image, NewImage, ParentLink, Seal};
+use crate::layer::{CreateParameters, Image, NewImage, ParentLink, Seal, StateLink};
 use crate::sync::Arc;
 use crate::vfs::{Access, Vfs};
 use crate::vhd::UniqueId;
@@ -152,6 +152,7 @@ fn seal_in_place(vfs: &Arc<dyn Vfs>, path: &Path, policy: &ParentPolicy, id: Uni
         child_id: UniqueId::default(),
         snapshot: Name::default(),
         leaf_name: Name::default(),
+        state: StateLink::default(),
         modified: vfs.now(),
     })
 }

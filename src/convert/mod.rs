@@ -9,7 +9,6 @@
 
 mod destination;
 mod source;
-mod zeros;
 
 use crate::disk::{Disk, OpenOptions};
 use crate::error::{Error, Result};
@@ -22,7 +21,6 @@ use source::Source;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
-pub(crate) use zeros::runs_of_data;
 
 /// Bytes that are read at once, and between two reports of progress: a block of a dynamic disk.
 const PIECE_BYTES: u64 = vhd::BLOCK_SIZE as u64;
@@ -206,7 +204,7 @@ fn copy(
                 let end = ((at / PIECE_BYTES + 1) * PIECE_BYTES).min(data.end);
                 let piece = buf.get_mut(..(end - at) as usize).unwrap_or_default();
                 source.read_at(piece, at)?;
-                for run in zeros::runs_of_data(piece, at) {
+                for run in crate::vfs::runs_of_data(piece, at) {
                     written += (run.end - run.start) as u64;
                     let offset = at + run.start as u64;
                     destination.write_at(piece.get(run).unwrap_or_default(), offset)?;

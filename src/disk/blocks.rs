@@ -1,6 +1,6 @@
 //! A disk of blocks: splits ranges into blocks and hands each to the leaf of the current generation.
 
-use super::generation::{Generation, Generations, Switch};
+use super::generation::{Generation, Generations, Ready, Switch};
 use super::storage::Storage;
 use super::{Extent, ExtentKind, MappedExtent, info};
 use crate::chain::Parents;
@@ -49,6 +49,11 @@ impl Blocks {
     /// See [`Generations::switch`].
     pub(super) fn switch(&self, child: Box<Layer>) -> Result<Switch<'_>> {
         self.generations.switch(child)
+    }
+
+    /// See [`Generations::prepare`].
+    pub(super) fn prepare(&self, child: Box<Layer>) -> Result<Ready<'_>> {
+        self.generations.prepare(child)
     }
 
     /// Runs a change of one block; where no space is left for it, brings the freed slots back, with their space, and runs it

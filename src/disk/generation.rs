@@ -15,7 +15,8 @@ use crate::chain::{MAX_DEPTH, Parents, Source};
 use crate::error::{Error, Result};
 use crate::layer::{Below, Layer, Nothing};
 use crate::sync::{
-    Arc, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, RwLock, RwLockReadGuard, thread_number,
+    Arc, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, RwLock, RwLockReadGuard, RwLockWriteGuard,
+    thread_number,
 };
 
 /// A leaf and what is below it.
@@ -131,22 +132,26 @@ impl Generations {
     /// On return nobody reads or changes the old leaf but through the new one's parents; flushes of the old leaf that were called
     /// before may still be under way. Flushes called from now on, and a close, wait for the end of the returned [`Switch`].
     pub(super) fn switch(&self, child: Box<Layer>) -> Result<Switch<'_>> {
+        let ready = self.prepare(child)?;
+        let mut stripes = self.freeze();
+        ready.put_in(&mut stripes);
+        drop(stripes);
+        Ok(ready.settle())
+    }
+
+    /// All of a [`Generations::switch`] that can be done before changes stop.
+    pub(super) fn prepare(&self, child: Box<Layer>) -> Result<Ready<'_>> {
         let turn = self.turn.lock();
         let old = self.latest();
         check(&old, &child)?;
         let parents = Parents::over(old.parents.as_ref(), &old.leaf);
         let next = Arc::new(Generation { leaf: Arc::from(child), parents: Some(parents) });
+        Ok(Ready { generations: self, turn, old: Arc::clone(&old.leaf), next })
+    }
 
-        let mut frozen: Vec<_> = self.stripes.iter().map(|stripe| stripe.changes.write()).collect();
-        // The cut: a flush that comes from here on has to wait; one that came before needs the old leaf alone.
-        *self.latest.lock() = Latest { generation: Arc::clone(&next), pending: true };
-        self.show(&next);
-        frozen.iter_mut().for_each(|current| **current = Arc::clone(&next));
-        drop(frozen);
-
-        let switch = Switch { generations: self, _turn: turn, old: Arc::clone(&old.leaf), ended: false };
-        self.drain(&next);
-        Ok(switch)
+    /// No change is under way from here on, and all that were before are committed.
+    fn freeze(&self) -> Vec<RwLockWriteGuard<'_, Arc<Generation>>> {
+        self.stripes.iter().map(|stripe| stripe.changes.write()).collect()
     }
 
     /// New reads see `next` from here on.
@@ -203,6 +208,43 @@ fn check(old: &Generation, child: &Layer) -> Result<()> {
         return wrong("it has blocks of another size");
     }
     Ok(())
+}
+
+/// A new leaf that is about to become the leaf of a disk.
+#[derive(Debug)]
+pub(crate) struct Ready<'a> {
+    generations: &'a Generations,
+    turn: MutexGuard<'a, ()>,
+    old: Arc<Layer>,
+    next: Arc<Generation>,
+}
+
+impl<'a> Ready<'a> {
+    /// The same as [`Generations::switch`] for several disks at one point: a change that began after another one returned is not
+    /// in an old leaf when that one is in a new one. Whoever calls it sees to it that nobody else does, for the same disks, in
+    /// another order.
+    pub(crate) fn switch_together(all: Vec<Self>) -> Vec<Switch<'a>> {
+        let mut frozen: Vec<_> = all.iter().map(|ready| ready.generations.freeze()).collect();
+        all.iter().zip(&mut frozen).for_each(|(ready, stripes)| ready.put_in(stripes));
+        drop(frozen);
+        all.into_iter().map(Ready::settle).collect()
+    }
+
+    /// Puts the new leaf in, while changes are stopped.
+    fn put_in(&self, stripes: &mut [RwLockWriteGuard<'_, Arc<Generation>>]) {
+        // The cut: a flush that comes from here on has to wait; one that came before needs the old leaf alone.
+        *self.generations.latest.lock() = Latest { generation: Arc::clone(&self.next), pending: true };
+        self.generations.show(&self.next);
+        stripes.iter_mut().for_each(|current| **current = Arc::clone(&self.next));
+    }
+
+    /// Waits for reads of the old generation, when changes go on.
+    fn settle(self) -> Switch<'a> {
+        let Ready { generations, turn, old, next } = self;
+        let switch = Switch { generations, _turn: turn, old, ended: false };
+        generations.drain(&next);
+        switch
+    }
 }
 
 /// A new leaf that takes changes already and has no durable place in the chain. Ends with [`Switch::commit`]; anything else

@@ -7,19 +7,23 @@ mod blocks;
 mod generation;
 mod info;
 mod storage;
+mod turn;
 
+pub(crate) use generation::{Ready, Switch};
 pub use info::{DiskInfo, ForeignChanges, JournalState};
 
 use crate::chain::{self, ChildClaims, Leaf, ParentPolicy};
 use crate::error::{Error, Result};
 use crate::layer::{self, CreateParameters, Image, Layer};
-use crate::sync::{Arc, Mutex};
+use crate::sync::Arc;
 use crate::vfs::{Access, HostVfs, Vfs};
 use crate::vhd::{self, DiskType, Footer};
 use blocks::Blocks;
 use std::io::{IoSlice, IoSliceMut};
 use std::path::{Path, PathBuf};
 use storage::Storage;
+pub(crate) use turn::Checkpointing;
+use turn::Turn;
 
 /// Journal ring of a new image, in bytes.
 const RING_BYTES: u64 = 2 << 20;
@@ -211,7 +215,7 @@ impl OpenOptions {
             Access::ReadWrite => Some(Leaf::resolve(&*self.vfs, path)?),
             Access::ReadOnly => None,
         };
-        let origin = Origin { options: self.clone(), image_vfs: vfs, leaf, snapshots: Mutex::new(()) };
+        let origin = Origin { options: self.clone(), image_vfs: vfs, leaf, snapshots: Turn::default() };
         Ok(Disk { size: footer.current_size, storage, origin })
     }
 }
@@ -292,7 +296,7 @@ pub(crate) struct Origin {
     /// The file, found once when the disk was opened for writing.
     pub(crate) leaf: Option<Leaf>,
     /// One snapshot at a time.
-    pub(crate) snapshots: Mutex<()>,
+    pub(crate) snapshots: Turn,
 }
 
 impl Disk {
@@ -418,9 +422,14 @@ impl Disk {
     ///
     /// On return nobody reads or changes the old leaf but as a parent; a flush of it that was called before may be under way. What
     /// is in the new leaf is lost until it has a durable place in the chain, so flushes called from now on, and a close, wait for
-    /// [`commit`](generation::Switch::commit); where that does not come, the disk stops.
-    pub(crate) fn switch_leaf(&self, child: Box<Layer>) -> Result<generation::Switch<'_>> {
+    /// [`Switch::commit`]; where that does not come, the disk stops.
+    pub(crate) fn switch_leaf(&self, child: Box<Layer>) -> Result<Switch<'_>> {
         self.blocks()?.switch(child)
+    }
+
+    /// The first half of [`Disk::switch_leaf`], for several disks at one point.
+    pub(crate) fn prepare_leaf(&self, child: Box<Layer>) -> Result<Ready<'_>> {
+        self.blocks()?.prepare(child)
     }
 
     fn blocks(&self) -> Result<&Blocks> {

@@ -82,6 +82,8 @@ pub struct Lineage {
     pub parent_id: UniqueId,
     /// Digest of the manifest of the VM state that was saved with the seal; zeros where there is none.
     pub state_digest: [u8; 32],
+    /// File name, in the same folder, of that manifest. Its presence commits the seal: until then it may be taken away again.
+    pub manifest: Name<256>,
     /// The name of the snapshot, sealed or under way.
     pub snapshot: Name<64>,
     /// The name that the file had, and the child takes over.
@@ -105,6 +107,6 @@ impl Lineage {
 
     /// Whether a snapshot of the image was begun, of which it is not known whether it was undone.
     pub fn has_snapshot_under_way(&self) -> bool {
-        !self.is_sealed() && !self.child_id.is_zero()
+        !self.is_sealed() && (!self.child_id.is_zero() || self.snapshot != Name::default())
     }
 }

@@ -250,8 +250,8 @@ pub fn is_name(name: &str) -> bool {
 }
 
 /// Whether `name` is one component of a path that names a file.
-fn is_file_name(name: &[u8]) -> bool {
-    !matches!(name, b"" | b"." | b"..") && name.len() <= 255 && !name.contains(&b'/')
+pub fn is_file_name(name: &[u8]) -> bool {
+    !matches!(name, b"" | b"." | b"..") && name.len() <= 255 && !name.contains(&b'/') && !name.contains(&0)
 }
 
 /// What stands in front of the zeros at the end of a field.

@@ -16,7 +16,7 @@ pub use entry::{
     session_crc, write_entry, write_filler,
 };
 pub use lineage::{FixedParent, Lineage, Name, SealId};
-pub use manifest::{Digest, Manifest, ManifestBlob, ManifestDisk, is_name};
+pub use manifest::{Digest, Manifest, ManifestBlob, ManifestDisk, is_file_name, is_name};
 pub use place::{
     BAT_ROOM_BYTES, HEADER_BACKUP_OFFSET, LOCATORS_END, LOCATORS_OFFSET, MAX_COUNTER, PAGE_BYTES, Placement,
     RING_OFFSET, SUPERBLOCK_OFFSETS,

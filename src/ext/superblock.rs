@@ -149,7 +149,8 @@ struct RawSuperblock {
     parent_file_bytes: U64,
     parent_modified_seconds: I64,
     parent_id: [u8; 16],
-    reserved: [u8; 3476],
+    manifest: [u8; 256],
+    reserved: [u8; 3220],
     crc: U32,
 }
 
@@ -186,7 +187,8 @@ const _: () = {
     assert!(offset_of!(RawSuperblock, parent_file_bytes) == 584);
     assert!(offset_of!(RawSuperblock, parent_modified_seconds) == 592);
     assert!(offset_of!(RawSuperblock, parent_id) == 600);
-    assert!(offset_of!(RawSuperblock, reserved) == 616);
+    assert!(offset_of!(RawSuperblock, manifest) == 616);
+    assert!(offset_of!(RawSuperblock, reserved) == 872);
     assert!(offset_of!(RawSuperblock, crc) == CRC_OFFSET);
 };
 
@@ -275,6 +277,7 @@ impl Superblock {
                 parent_seal: SealId(raw.parent_seal),
                 parent_id: UniqueId::from_bytes(raw.parent_id),
                 state_digest: raw.state_digest,
+                manifest: Name(raw.manifest),
                 snapshot: Name(raw.snapshot),
                 leaf_name: Name(raw.leaf_name),
                 deleting: lineage_flags & LINEAGE_FLAG_DELETING != 0,
@@ -330,6 +333,7 @@ impl Superblock {
             child_id: *self.lineage.child_id.as_bytes(),
             parent_seal: self.lineage.parent_seal.0,
             state_digest: self.lineage.state_digest,
+            manifest: self.lineage.manifest.0,
             snapshot: self.lineage.snapshot.0,
             leaf_name: self.lineage.leaf_name.0,
             lineage_flags: if self.lineage.deleting { LINEAGE_FLAG_DELETING.into() } else { 0.into() },
@@ -337,7 +341,7 @@ impl Superblock {
             parent_file_bytes: self.lineage.fixed_parent.file_bytes.into(),
             parent_modified_seconds: self.lineage.fixed_parent.modified.seconds.into(),
             parent_id: *self.lineage.parent_id.as_bytes(),
-            reserved: [0; 3476],
+            reserved: [0; 3220],
             crc: 0.into(),
         };
         raw.crc = crc32fast::hash(raw.as_bytes().get(..CRC_OFFSET).unwrap_or_default()).into();
@@ -400,6 +404,7 @@ mod tests {
                 state_digest: [0xa4; 32],
                 snapshot: Name::new(b"before-upgrade").unwrap(),
                 leaf_name: Name::new(b"vm.vhd").unwrap(),
+                manifest: Name::new(b"vm@before-upgrade.vmstate").unwrap(),
                 deleting: true,
                 fixed_parent: FixedParent {
                     file_bytes: 0x0400_0200,
@@ -473,7 +478,8 @@ mod tests {
         assert_eq!(bytes[576..584], [0, 0, 0, 1, 0, 0, 0, 6]);
         assert_eq!(bytes[584..600], [0, 0, 0, 0, 4, 0, 2, 0, 0, 0, 0, 0, 0x65, 0x53, 0xf1, 1]);
         assert_eq!(bytes[600..616], [0xa5; 16]);
-        assert!(bytes[616..CRC_OFFSET].iter().all(|&b| b == 0));
-        assert_eq!(bytes[CRC_OFFSET..], [0x49, 0x3f, 0x22, 0xe6]);
+        assert!(bytes[616..].starts_with(b"vm@before-upgrade.vmstate\0"));
+        assert!(bytes[872..CRC_OFFSET].iter().all(|&b| b == 0));
+        assert_eq!(bytes[CRC_OFFSET..], [0xe4, 0x8a, 0x2d, 0x13]);
     }
 }

@@ -127,6 +127,11 @@ impl LockedImage {
         }
     }
 
+    /// Takes the seal away, of which [`LockedImage::finish_seal`] said that it is whole; durable on return.
+    pub(crate) fn unseal(&self) -> Result<()> {
+        seal::unseal(Arc::clone(&self.vfs), Arc::clone(&self.file), &self.path)
+    }
+
     /// Does the rest of a sealing that was cut; false where the image turns out not to be sealed.
     pub(crate) fn finish_seal(&self) -> Result<bool> {
         seal::finish_interrupted(Arc::clone(&self.vfs), Arc::clone(&self.file), &self.path)

@@ -41,7 +41,7 @@ pub(crate) use map::Mapping;
 pub(crate) use new_file::NewFile;
 pub(crate) use open::{Foreign, OpenReport, foreign_changes};
 pub(crate) use overlay::Overlay;
-pub(crate) use seal::{Seal, refusal};
+pub(crate) use seal::{Seal, StateLink, refusal};
 pub(crate) use table::entries_crc;
 
 use crate::error::{Error, Result};

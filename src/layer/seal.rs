@@ -19,6 +19,15 @@ use crate::vhd::{DynamicHeader, HeaderCookie, UniqueId};
 use std::io;
 use std::path::Path;
 
+/// How a seal names the VM state that belongs to it; all zeros where there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct StateLink {
+    /// Of the manifest.
+    pub(crate) digest: [u8; 32],
+    /// Its file name in the same folder. The seal counts only once a file of this name and digest is there.
+    pub(crate) manifest: Name<256>,
+}
+
 /// What a seal says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Seal {
@@ -30,6 +39,8 @@ pub(crate) struct Seal {
     pub(crate) snapshot: Name<64>,
     /// The name that the child takes over; empty where none does.
     pub(crate) leaf_name: Name<256>,
+    /// The VM state that belongs to it.
+    pub(crate) state: StateLink,
     /// The modification time that the file is to have from then on.
     pub(crate) modified: FileTime,
 }
@@ -42,6 +53,8 @@ impl Seal {
             child_id: self.child_id,
             snapshot: self.snapshot,
             leaf_name: self.leaf_name,
+            state_digest: self.state.digest,
+            manifest: self.state.manifest,
             ..*lineage
         }
     }
@@ -137,4 +150,24 @@ pub(crate) fn finish_interrupted(vfs: Arc<dyn Vfs>, file: Arc<dyn File>, path: &
         .and_then(|()| finish(file, &opening.place, header, &mut superblocks))
         .map_err(opening.io("sealing the image"))?;
     Ok(true)
+}
+
+/// Takes a seal away that was never committed; the note that the snapshot is under way stays, for whoever takes away the rest. The
+/// file is open for writing and locked, and its sealing was finished. Durable on return, and may be repeated.
+pub(crate) fn unseal(vfs: Arc<dyn Vfs>, file: Arc<dyn File>, path: &Path) -> Result<()> {
+    let opening = Opening::new(vfs, file, path)?;
+    let mut superblocks = opening.superblocks()?;
+    let lineage = &mut superblocks.current.lineage;
+    lineage.seal_id = SealId::default();
+    lineage.leaf_name = Name::default();
+    (lineage.state_digest, lineage.manifest) = Default::default();
+    let (file, modified) = (&*opening.file, superblocks.current.fingerprint.modified);
+    // As far as the file system knows permissions.
+    let _ = file.set_read_only(false);
+    // Both: losing one of them must not bring the seal back when its child is gone.
+    superblocks
+        .write_next(file)
+        .and_then(|()| superblocks.write_next(file))
+        .and_then(|()| file.set_modified(modified))
+        .map_err(opening.io("taking the seal away"))
 }

@@ -15,12 +15,13 @@
 
 use crate::chain::{self, Children, Leaf, ParentImage, SnapshotName, Source};
 use crate::defect::{self, Defect};
-use crate::disk::Disk;
+use crate::disk::{Disk, Ready, Switch};
 use crate::error::{Error, Result};
 use crate::ext::{FixedParent, Name, SealId};
-use crate::layer::{CreateParameters, Layer, NewImage, ParentLink, Seal};
+use crate::layer::{CreateParameters, Layer, NewImage, ParentLink, Seal, StateLink};
+use crate::state::{ManifestDisk, StateNames};
 use crate::sync::Arc;
-use crate::vfs::{Access, FileTime, Vfs};
+use crate::vfs::{Access, File, FileTime, Vfs};
 use crate::vhd::{Timestamp, UniqueId};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -37,113 +38,198 @@ impl Disk {
     /// [`ErrorKind::Exists`]: crate::ErrorKind::Exists
     /// [`ErrorKind::Poisoned`]: crate::ErrorKind::Poisoned
     pub fn snapshot(&self, name: &SnapshotName) -> Result<PathBuf> {
-        let origin = self.origin();
-        let _one_at_a_time = origin.snapshots.lock();
-        let (Some(places), false) = (&origin.leaf, self.is_read_only()) else {
-            return Err(Error::ReadOnly { path: self.path().to_path_buf() });
-        };
-        let snapshot = Snapshot { disk: self, vfs: &*origin.options.vfs, places, name };
-        snapshot.take()
+        let _one_at_a_time = self.origin().snapshots.snapshot(self.path())?;
+        Snapshot::new(self, name)?.take()
     }
 }
 
 /// A snapshot that is being taken.
-struct Snapshot<'a> {
+#[derive(Debug)]
+pub(super) struct Snapshot<'a> {
     disk: &'a Disk,
-    vfs: &'a dyn Vfs,
+    vfs: &'a Arc<dyn Vfs>,
     places: &'a Leaf,
-    name: &'a SnapshotName,
+    name: SnapshotName,
+    /// Where it will be.
+    path: PathBuf,
+    leaf: Arc<Layer>,
+    seal_id: SealId,
+    modified: FileTime,
 }
 
-impl Snapshot<'_> {
-    fn take(&self) -> Result<PathBuf> {
-        let path = self.places.snapshot(self.name);
-        for taken in [path.clone(), self.places.waiting_child(self.name)] {
-            if self.vfs.identity(&taken).is_ok() {
+/// A snapshot whose child is there, under the snapshot's name, and not the leaf yet.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    child_id: UniqueId,
+    file: Arc<dyn File>,
+}
+
+impl<'a> Snapshot<'a> {
+    /// Looks whether there can be one of this name.
+    pub(super) fn new(disk: &'a Disk, name: &SnapshotName) -> Result<Self> {
+        let origin = disk.origin();
+        let (Some(places), false) = (&origin.leaf, disk.is_read_only()) else {
+            return Err(Error::ReadOnly { path: disk.path().to_path_buf() });
+        };
+        let (vfs, path) = (&origin.options.vfs, places.snapshot(name));
+        for taken in [path.clone(), places.waiting_child(name)] {
+            if vfs.identity(&taken).is_ok() {
                 return Err(Error::Exists { path: taken });
             }
         }
-        let leaf = self.disk.leaf()?;
-        let children = Children::of_layer(&leaf)?;
-        let modified = self.vfs.now();
-        let random = self.vfs.random_id();
+        let leaf = disk.leaf()?;
+        // Where there is no room for a registry there are no snapshots.
+        Children::of_layer(&leaf)?;
+        let random = vfs.random_id();
         let seal_id = SealId(random.map_err(|error| Error::io(&path, "asking for a random id", error))?);
-        let image_vfs = &self.disk.origin().image_vfs;
-        let parameters = self.child_parameters(&leaf, &path, seal_id, modified);
-        let image = NewImage::new(&**image_vfs, &path, &parameters)?;
-        let child = image.open(Arc::clone(image_vfs), self.disk.path())?;
-        let (child_id, child_file) = (image.unique_id(), Arc::clone(image.file()));
+        Ok(Snapshot { disk, vfs, places, name: name.clone(), path, leaf, seal_id, modified: vfs.now() })
+    }
 
-        let snapshot_name = Name::new(self.name.as_str().as_bytes()).unwrap_or_default();
-        let leaf_name = Name::new(self.places.name().as_encoded_bytes()).unwrap_or_default();
-        let prepared = leaf
-            .begin_snapshot(child_id, snapshot_name)
+    /// The unique id of the disk's layer, its seal, and the name of its file.
+    pub(super) fn sealed_disk(&self) -> ManifestDisk {
+        ManifestDisk {
+            disk_id: self.leaf.footer().unique_id,
+            seal_id: self.seal_id.0,
+            file_name: self.places.name().as_encoded_bytes().to_vec(),
+        }
+    }
+
+    /// The folder of the disk.
+    pub(super) fn folder(&self) -> &Path {
+        self.places.folder()
+    }
+
+    /// The disk's path.
+    pub(super) fn leaf_path(&self) -> PathBuf {
+        self.places.path()
+    }
+
+    /// The file system.
+    pub(super) fn vfs(&self) -> &'a Arc<dyn Vfs> {
+        self.vfs
+    }
+
+    /// Fails where there is a VM state of the snapshot's name: whoever finds the snapshot would take it for its own.
+    pub(super) fn check_no_state(&self) -> Result<()> {
+        let Ok(names) = StateNames::new(&self.places.path(), self.name.as_str()) else { return Ok(()) };
+        match names.existing(&**self.vfs)?.into_iter().next() {
+            Some(path) => Err(Error::Exists { path }),
+            None => Ok(()),
+        }
+    }
+
+    /// Notes in the leaf that something of this name is under way; durable on return.
+    pub(super) fn note_in_leaf(&self) -> Result<()> {
+        match defect::active(Defect::StateNotNoted) {
+            true => Ok(()),
+            false => self.leaf.begin_snapshot(UniqueId::default(), self.name_in_leaf()),
+        }
+    }
+
+    /// Takes that note back, as far as that works; it is left for the next open else.
+    pub(super) fn forget_in_leaf(&self) {
+        let _ = self.leaf.forget_snapshot();
+    }
+
+    /// The child is to be the leaf.
+    pub(super) fn ready(&self, child: Box<Layer>) -> Result<Ready<'a>> {
+        self.disk.prepare_leaf(child)
+    }
+
+    /// Steps 1 to 4. What fails is taken back.
+    pub(super) fn prepare(&self) -> Result<(Box<Layer>, Prepared)> {
+        let image_vfs = &self.disk.origin().image_vfs;
+        let image = NewImage::new(&**image_vfs, &self.path, &self.child_parameters())?;
+        let child = image.open(Arc::clone(image_vfs), self.disk.path())?;
+        let prepared = Prepared { child_id: image.unique_id(), file: Arc::clone(image.file()) };
+        let children = Children::of_layer(&self.leaf)?;
+        let result = self
+            .leaf
+            .begin_snapshot(prepared.child_id, self.name_in_leaf())
             .and_then(|()| {
-                let registered = chain::registered_child(child_id, self.places.folder(), &self.places.path());
-                children.add(registered)
+                let path = self.places.path();
+                children.add(chain::registered_child(prepared.child_id, self.places.folder(), &path))
             })
             .and_then(|()| image.publish())
-            .and_then(|()| leaf.reclaim())
-            .and_then(|()| self.disk.switch_leaf(Box::new(child)));
-        let switch = match prepared {
-            Ok(switch) => switch,
+            .and_then(|()| self.leaf.reclaim());
+        match result {
+            Ok(()) => Ok((Box::new(child), prepared)),
             Err(error) => {
-                // Where this fails, too, the note in the leaf is left, for the next open.
-                let _ = self.take_back(&leaf, &children, child_id);
-                return Err(error);
-            }
-        };
-
-        let seal = Seal { id: seal_id, child_id, snapshot: snapshot_name, leaf_name, modified };
-        let seal = || match defect::active(Defect::CommitBeforeSeal) {
-            true => Ok(()),
-            false => switch.old_leaf().seal(&seal),
-        };
-        let committed = seal()
-            .and_then(|()| self.check_names(&leaf, &path, &child_file))
-            .and_then(|()| chain::exchange(self.vfs, self.places, self.name, &path));
-        match committed {
-            Ok(()) => {
-                switch.commit(self.sealed(&path));
-                Ok(path)
-            }
-            Err(error) => {
-                switch.fail(&format!("the snapshot \"{}\" failed: {error}", self.name));
+                self.take_back(&prepared);
                 Err(error)
             }
         }
     }
 
-    fn child_parameters(
-        &self,
-        leaf: &Layer,
-        path: &Path,
-        seal_id: SealId,
-        modified: FileTime,
-    ) -> CreateParameters {
+    /// Takes away what there is of the snapshot; the leaf has not been changed by it. Where this fails the note in the leaf is left,
+    /// for the next open.
+    pub(super) fn take_back(&self, prepared: &Prepared) {
+        let _ = chain::remove_child(&**self.vfs, self.places, &self.name, prepared.child_id)
+            .and_then(|()| Children::of_layer(&self.leaf)?.remove(prepared.child_id))
+            .and_then(|()| self.leaf.forget_snapshot());
+    }
+
+    /// Step 6, and a look at the names that step 7 exchanges.
+    pub(super) fn seal(&self, prepared: &Prepared, switch: &Switch<'_>, state: StateLink) -> Result<()> {
+        let seal = Seal {
+            id: self.seal_id,
+            child_id: prepared.child_id,
+            snapshot: self.name_in_leaf(),
+            leaf_name: Name::new(self.places.name().as_encoded_bytes()).unwrap_or_default(),
+            state,
+            modified: self.modified,
+        };
+        if !defect::active(Defect::CommitBeforeSeal) {
+            switch.old_leaf().seal(&seal)?;
+        }
+        self.check_names(&prepared.file)
+    }
+
+    /// Step 7.
+    pub(super) fn exchange(&self) -> Result<()> {
+        chain::exchange(&**self.vfs, self.places, &self.name, &self.path)
+    }
+
+    /// The end, which is the snapshot's path, or stops the disk.
+    pub(super) fn end(self, switch: Switch<'_>, result: &Result<()>) -> PathBuf {
+        match result {
+            Ok(()) => switch.commit(self.sealed()),
+            Err(error) => switch.fail(&format!("the snapshot \"{}\" failed: {error}", self.name)),
+        }
+        self.path
+    }
+
+    fn take(self) -> Result<PathBuf> {
+        self.check_no_state()?;
+        let (child, prepared) = self.prepare()?;
+        let switch = self.disk.switch_leaf(child).inspect_err(|_| self.take_back(&prepared))?;
+        let result = self.seal(&prepared, &switch, StateLink::default()).and_then(|()| self.exchange());
+        let path = self.end(switch, &result);
+        result.map(|()| path)
+    }
+
+    fn name_in_leaf(&self) -> Name<64> {
+        Name::new(self.name.as_str().as_bytes()).unwrap_or_default()
+    }
+
+    fn child_parameters(&self) -> CreateParameters {
         CreateParameters {
-            size: leaf.footer().current_size,
-            block_bytes: leaf.place().block_bytes,
-            ring_bytes: leaf.place().ring_bytes,
+            size: self.leaf.footer().current_size,
+            block_bytes: self.leaf.place().block_bytes,
+            ring_bytes: self.leaf.place().ring_bytes,
             parent: Some(ParentLink {
-                unique_id: leaf.footer().unique_id,
-                modified: Timestamp::from_unix_seconds(modified.seconds),
-                path: path.file_name().map(PathBuf::from).unwrap_or_default(),
-                seal_id,
+                unique_id: self.leaf.footer().unique_id,
+                modified: Timestamp::from_unix_seconds(self.modified.seconds),
+                path: self.path.file_name().map(PathBuf::from).unwrap_or_default(),
+                seal_id: self.seal_id,
                 fixed: FixedParent::default(),
             }),
         }
     }
 
-    /// Takes away what there is of the snapshot; the leaf has not been changed by it.
-    fn take_back(&self, leaf: &Layer, children: &Children<'_>, child_id: UniqueId) -> Result<()> {
-        chain::remove_child(self.vfs, self.places, self.name, child_id)?;
-        children.remove(child_id)?;
-        leaf.forget_snapshot()
-    }
-
     /// Fails if the names are not those of the two files any more.
-    fn check_names(&self, leaf: &Layer, path: &Path, child: &Arc<dyn crate::vfs::File>) -> Result<()> {
+    fn check_names(&self, child: &Arc<dyn File>) -> Result<()> {
+        let (leaf, path) = (&self.leaf, &self.path);
         let io = |error: io::Error| Error::io(path, "looking at the snapshot's names", error);
         let (at_leaf, at_snapshot) =
             (self.vfs.identity(&self.places.path()).map_err(io)?, self.vfs.identity(path).map_err(io)?);
@@ -159,9 +245,9 @@ impl Snapshot<'_> {
     }
 
     /// The sealed leaf as a parent that needs less memory. Without, it stays open as it is.
-    fn sealed(&self, path: &Path) -> Option<Arc<dyn Source>> {
-        let file = self.vfs.open(path, Access::ReadOnly).ok()?;
-        let image = ParentImage::open(file, path).ok()?;
+    fn sealed(&self) -> Option<Arc<dyn Source>> {
+        let file = self.vfs.open(&self.path, Access::ReadOnly).ok()?;
+        let image = ParentImage::open(file, &self.path).ok()?;
         let image = chain::bound(&self.disk.origin().options.vfs, image).ok()?;
         Some(Arc::new(image))
     }

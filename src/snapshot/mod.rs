@@ -3,17 +3,23 @@
 //! [`diff()`] tells what changed between two of them, [`export_delta`] makes a differencing disk of that, and
 //! [`relink`] finds a parent again that has moved, [`rebase`] gives a disk another one, and [`merge`] lets it do without some.
 
+mod checkpoint;
 mod create;
 mod diff;
 mod export;
+mod list;
 mod merge;
 mod point;
 mod pull;
 mod rebase;
+mod state;
 
 pub use crate::chain::SnapshotName;
+pub use checkpoint::{Checkpoint, group};
 pub use diff::{Change, ChangeKind, Diff, diff};
 pub use export::export_delta;
+pub use list::{Listed, list};
 pub use merge::{Merged, merge};
 pub use point::snapshot_path;
 pub use rebase::{rebase, relink};
+pub use state::{resumable, state};

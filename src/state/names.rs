@@ -4,8 +4,9 @@
 //! want the same name, and a state's files can be told from all others by their names alone.
 
 use crate::error::{Error, Result};
-use crate::ext::is_name;
+use crate::ext::{is_file_name, is_name};
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 const SUFFIX: &str = ".vmstate";
@@ -25,10 +26,27 @@ impl StateNames {
             let what = format!("\"{name}\" cannot name a snapshot: 1 to 64 of A-Z a-z 0-9 . _ -");
             return Err(Error::Invalid { what });
         }
-        let mut stem = OsString::from(path.file_stem().unwrap_or_default());
+        // Or two disks in a folder could want the same names.
+        let Some(stem) = path.file_stem().filter(|_| path.extension().is_some_and(|end| end == "vhd")) else {
+            let what = format!("{}: only a disk whose name ends in .vhd can have VM states", path.display());
+            return Err(Error::Invalid { what });
+        };
+        let mut stem = OsString::from(stem);
         stem.push("@");
         stem.push(name);
         Ok(StateNames { folder: path.parent().unwrap_or(Path::new("")).to_path_buf(), stem })
+    }
+
+    /// The names that go with that of a manifest in `folder`.
+    pub(crate) fn of_manifest(folder: &Path, manifest: &OsStr) -> Result<Self> {
+        let stem = manifest.as_bytes().strip_suffix(SUFFIX.as_bytes());
+        match stem.filter(|_| is_file_name(manifest.as_bytes())) {
+            Some(stem) => Ok(StateNames { folder: folder.into(), stem: OsStr::from_bytes(stem).into() }),
+            None => {
+                let what = format!("a seal names {manifest:?} as the manifest of its VM state");
+                Err(Error::Damaged { path: folder.into(), what, hint: "check the images in it" })
+            }
+        }
     }
 
     /// The folder of all of them.
@@ -84,7 +102,9 @@ mod tests {
         assert_eq!(names.manifest(), Path::new("/vms/vm@monday.vmstate"));
         assert_eq!(names.blob("ram").unwrap(), Path::new("/vms/vm@monday+ram.vmstate"));
         assert!(names.blob("a+b").is_err() && names.blob("~manifest").is_err());
-        assert!(StateNames::new(Path::new("vm.vhd"), "a/b").is_err());
+        for (path, name) in [("vm.vhd", "a/b"), ("vm", "a"), ("vm.avhd", "a"), (".vhd", "a")] {
+            assert!(StateNames::new(Path::new(path), name).is_err(), "{path} {name}");
+        }
         assert_eq!(StateNames::new(Path::new("vm.vhd"), "a").unwrap().manifest(), Path::new("vm@a.vmstate"));
     }
 }

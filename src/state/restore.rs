@@ -5,13 +5,16 @@
 
 use super::{Digest, Manifest, ManifestBlob, ManifestDisk, PrivateMap, StateNames, digest};
 use crate::error::{Error, Result};
+use crate::ext::is_file_name;
 use crate::sync::Arc;
 use crate::vfs::{Access, File, FileExt, Vfs};
 use crate::vhd::UniqueId;
+use std::ffi::OsStr;
 use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 const USE_BACKUP: &str = "put the file back from a backup, or start the VM from its disk, without the state";
@@ -192,21 +195,39 @@ impl StateBlob {
     }
 }
 
+/// Whether the manifest of this file name and digest is in the folder. Another whole one is not it; a damaged one is an error.
+pub(crate) fn is_published(vfs: &dyn Vfs, folder: &Path, name: &[u8], digest: [u8; 32]) -> Result<bool> {
+    let path = folder.join(OsStr::from_bytes(name));
+    if !is_file_name(name) {
+        let what = format!("the seal names \"{}\" as the manifest of its VM state", name.escape_ascii());
+        return Err(Error::Damaged { path: folder.to_path_buf(), what, hint: "check the images in it" });
+    }
+    let Some(bytes) = read_file(vfs, &path)? else { return Ok(false) };
+    if digest::of_bytes(&bytes) == Digest(digest) {
+        return Ok(true);
+    }
+    Manifest::parse(&bytes).map(|_| false).map_err(|error| error.at(&path, 0))
+}
+
+/// The content of a manifest, bounded; `None` where there is no such file.
+fn read_file(vfs: &dyn Vfs, path: &Path) -> Result<Option<Vec<u8>>> {
+    let io = |operation| move |error| Error::io(path, operation, error);
+    let file = match vfs.open(path, Access::ReadOnly) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file.map_err(io("opening the manifest of a VM's state"))?,
+    };
+    let length = file.length().map_err(io("asking for the length"))?;
+    // One byte more than the longest has is enough to be none.
+    let mut bytes = vec![0; length.min(Manifest::MAX_BYTES as u64 + 1) as usize];
+    file.read_or_zero_at(&mut bytes, 0).map_err(io("reading the manifest of a VM's state"))?;
+    Ok(Some(bytes))
+}
+
 /// Reads a manifest that must have this digest.
 fn read_manifest(vfs: &dyn Vfs, path: &Path, digest: Digest) -> Result<Manifest> {
     let mismatch = |what: String, hint| Error::StateMismatch { path: path.to_path_buf(), what, hint };
-    let file = vfs.open(path, Access::ReadOnly).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => mismatch("the manifest of the VM's state is missing".into(), USE_BACKUP),
-        _ => Error::io(path, "opening the manifest of a VM's state", error),
-    })?;
-    let reading = |error| Error::io(path, "reading the manifest of a VM's state", error);
-    let length = file.length().map_err(reading)?;
-    let longest = Manifest::MAX_BYTES as u64;
-    if length > longest {
-        return Err(mismatch(format!("a manifest of {length} bytes; the longest has {longest}"), USE_BACKUP));
-    }
-    let mut bytes = vec![0; length as usize];
-    file.read_or_zero_at(&mut bytes, 0).map_err(reading)?;
+    let bytes = read_file(vfs, path)?
+        .ok_or_else(|| mismatch("the manifest of the VM's state is missing".into(), USE_BACKUP))?;
     let found = digest::of_bytes(&bytes);
     if found != digest {
         // Damage says more than another digest.

@@ -8,6 +8,7 @@ mod direct;
 mod holder;
 mod host;
 mod lock;
+mod zeros;
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 pub use direct::DirectVfs;
 pub use host::HostVfs;
 pub use lock::LockMode;
+pub(crate) use zeros::runs_of_data;
 
 /// A point in time as file systems store it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]

@@ -1,6 +1,7 @@
 //! What is said on the control socket: one JSON object a line.
 
 use crate::failure::{Code, Failure};
+use crate::snapshot::Part;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::io::{self, BufRead, Read, Write};
@@ -14,6 +15,12 @@ pub(crate) const MAX_LINE_BYTES: u64 = 64 << 10;
 pub(crate) enum Request {
     /// What the server serves, and to how many.
     Status {},
+    /// A snapshot of the disk, with these parts of the VM's state; their files are named by absolute paths.
+    SnapshotCreate {
+        name: String,
+        #[serde(default)]
+        state: Vec<Part>,
+    },
 }
 
 /// What it is told.

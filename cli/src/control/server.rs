@@ -5,10 +5,12 @@
 
 use super::protocol::{Answer, Request, Status, receive, send};
 use crate::failure::{Code, Failure};
+use crate::snapshot;
 use cowvhd::Disk;
+use cowvhd::snapshot::SnapshotName;
 use cowvhd_export::{PrivateSocket, ShutdownHandle};
 use parking_lot::Mutex;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::io::{self, BufReader, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -120,6 +122,10 @@ impl Served {
     fn execute(&self, request: Request) -> Result<Value, Failure> {
         let answer = match request {
             Request::Status {} => serde_json::to_value(self.status()),
+            Request::SnapshotCreate { name, state } => {
+                let paths = snapshot::take(&[&self.disk], &SnapshotName::new(&name)?, &state)?;
+                serde_json::to_value(json!({"snapshot": paths.first()}))
+            }
         };
         answer.map_err(|error| Failure::new(format!("cannot write JSON: {error}")))
     }

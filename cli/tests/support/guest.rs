@@ -63,6 +63,55 @@ impl System {
 
     /// Boots with one disk and these parameters of `guest/init`.
     pub fn boot(&self, disk: &Disk, parameters: &str) -> Guest {
+        Guest { console: Process::spawn(&self.machine(disk, parameters)) }
+    }
+
+    /// The same with a monitor that listens at `monitor` once the guest says something.
+    pub fn boot_monitored(&self, disk: &Disk, parameters: &str, monitor: &Path) -> Guest {
+        let mut qemu = self.machine(disk, parameters);
+        qemu.arg("-qmp").arg(format!("unix:{},server=on,wait=off", monitor.display()));
+        Guest { console: Process::spawn(&qemu) }
+    }
+
+    /// A machine like one that was booted, which goes on as it was saved in `state`.
+    pub fn resume(&self, disk: &Disk, state: &Path) -> Guest {
+        let mut qemu = self.machine(disk, "");
+        qemu.args(["-global", "migration.mapped-ram=on"]);
+        qemu.arg("-incoming").arg(format!("file:{}", state.display()));
+        Guest { console: Process::spawn(&qemu) }
+    }
+
+    /// The same as [`System::boot_monitored`] with so many MiB of RAM, which are the file `ram`.
+    pub fn boot_in_file(&self, disk: &Disk, parameters: &str, monitor: &Path, ram: (&Path, u64)) -> Guest {
+        let mut qemu = self.machine_in_file(disk, parameters, ram, "on");
+        qemu.arg("-qmp").arg(format!("unix:{},server=on,wait=off", monitor.display()));
+        Guest { console: Process::spawn(&qemu) }
+    }
+
+    /// A machine like that with a private map of the RAM; its monitor has to be told what to go on with.
+    pub fn await_in_file(&self, disk: &Disk, monitor: &Path, ram: (&Path, u64)) -> Guest {
+        let mut qemu = self.machine_in_file(disk, "", ram, "off");
+        qemu.arg("-qmp").arg(format!("unix:{},server=on,wait=off", monitor.display()));
+        qemu.args(["-incoming", "defer"]);
+        Guest { console: Process::spawn(&qemu) }
+    }
+
+    fn machine_in_file(
+        &self,
+        disk: &Disk,
+        parameters: &str,
+        (ram, mib): (&Path, u64),
+        share: &str,
+    ) -> Command {
+        let mut qemu = self.machine(disk, parameters);
+        qemu.arg("-m").arg(mib.to_string());
+        let object =
+            format!("memory-backend-file,id=ram,size={mib}M,mem-path={},share={share}", ram.display());
+        qemu.arg("-object").arg(object).args(["-machine", "memory-backend=ram"]);
+        qemu
+    }
+
+    fn machine(&self, disk: &Disk, parameters: &str) -> Command {
         let mut qemu = tool("qemu-system-x86_64");
         qemu.args([
             "-accel",
@@ -82,7 +131,7 @@ impl System {
         qemu.args(["-append", &format!("console=ttyS0 quiet panic=-1 {parameters}")]);
         qemu.arg("-blockdev").arg(disk.blockdev());
         qemu.args(["-device", "virtio-blk-pci,drive=disk"]);
-        Guest { console: Process::spawn(&qemu) }
+        qemu
     }
 }
 

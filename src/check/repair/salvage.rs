@@ -113,7 +113,7 @@ fn copy(from: &Disk, to: &Disk, lost: &mut Vec<Range<u64>>) -> Result<u64> {
                 }
             }
         }
-        for run in crate::convert::runs_of_data(piece, at) {
+        for run in crate::vfs::runs_of_data(piece, at) {
             written += (run.end - run.start) as u64;
             let offset = at + run.start as u64;
             to.write_at(piece.get(run).unwrap_or_default(), offset)?;
