@@ -8,6 +8,7 @@ use cowvhd::{ErrorKind, Result};
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -34,6 +35,13 @@ impl Saved {
 
     fn open_as(&self, disk: UniqueId, seal: [u8; 16], digest: Digest) -> Result<VmState> {
         VmState::open(&HostVfs, &self.names("a"), disk, seal, digest)
+    }
+
+    /// Opens a blob as somebody does who gets past its permissions.
+    fn tamper(&self) -> fs::File {
+        let path = self.path("vm@a+ram.vmstate");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::OpenOptions::new().write(true).open(&path).unwrap()
     }
 
     /// Fails with this, and names the file.
@@ -86,6 +94,9 @@ fn saved() -> Saved {
 fn a_state_comes_back() {
     let saved = saved();
     assert_eq!(names_in(saved.dir.path()), ["vm@a+devices.vmstate", "vm@a+ram.vmstate", "vm@a.vmstate"]);
+    for name in ["vm@a+devices.vmstate", "vm@a+ram.vmstate"] {
+        assert!(fs::metadata(saved.path(name)).unwrap().permissions().readonly());
+    }
     let state = saved.open().unwrap();
     assert_eq!(state.disks(), [disk()]);
     state.verify().unwrap();
@@ -179,7 +190,7 @@ fn a_state_of_another_disk_or_moment_is_refused() {
 #[test]
 fn a_blob_that_was_changed_is_refused() {
     let write = |saved: &Saved, offset: u64, bytes: &[u8]| {
-        let mut file = fs::OpenOptions::new().write(true).open(saved.path("vm@a+ram.vmstate")).unwrap();
+        let mut file = saved.tamper();
         file.seek(SeekFrom::Start(offset)).unwrap();
         file.write_all(bytes).unwrap();
     };
@@ -191,8 +202,7 @@ fn a_blob_that_was_changed_is_refused() {
     let saved = saved();
     write(&saved, 9 << 20, &[0]);
     saved.refuses(saved.open(), "it has 9437185 bytes, and had 9437184");
-    let ram = fs::OpenOptions::new().write(true).open(saved.path("vm@a+ram.vmstate")).unwrap();
-    ram.set_len(0).unwrap();
+    saved.tamper().set_len(0).unwrap();
     saved.refuses(saved.open(), "it has 0 bytes");
     fs::remove_file(saved.path("vm@a+ram.vmstate")).unwrap();
     saved.refuses(saved.open(), "missing");

@@ -6,6 +6,7 @@ mod tool_support;
 
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::PermissionsExt;
 use tool_support::Bench;
 
 fn write(bench: &Bench, file: &str, commands: &[&str]) {
@@ -89,6 +90,8 @@ fn a_state_belongs_to_its_snapshot() {
     state(&bench, &["state", "vm.vhd", "one", "--verify"]);
 
     let path = bench.path("vm@one+ram.vmstate");
+    assert!(fs::metadata(&path).unwrap().permissions().readonly());
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     let mut file = fs::OpenOptions::new().write(true).open(&path).unwrap();
     file.seek(SeekFrom::Start(1 << 20)).unwrap();
     file.write_all(b"x").unwrap();
@@ -111,6 +114,7 @@ fn another_disks_state_is_refused() {
         bench.cowvhd(&["snapshot", "create", disk, "one", "--state", "ram=ram.bin"]).must_be(0);
     }
     for end in [".vmstate", "+ram.vmstate"] {
+        fs::remove_file(bench.path(&format!("a@one{end}"))).unwrap();
         fs::copy(bench.path(&format!("b@one{end}")), bench.path(&format!("a@one{end}"))).unwrap();
     }
     bench.cowvhd(&["snapshot", "state", "a.vhd", "one"]).must_say(1, &["a@one.vmstate", "not the one"]);

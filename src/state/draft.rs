@@ -223,6 +223,10 @@ impl Draft {
     /// Gives the manifest its name, durably, and with it the blobs theirs: from here on this is a VM state.
     pub fn publish(mut self) -> Result<()> {
         let path = self.names.manifest();
+        // As far as the file system knows permissions: against a machine that is told to share what it should map privately.
+        for blob in self.blobs.get_mut() {
+            let _ = blob.file.set_read_only(true);
+        }
         // From here on it is unknown what the medium holds until the sync returns; so nothing is taken away any more.
         self.published = true;
         self.vfs

@@ -90,7 +90,7 @@ impl System {
 
     /// A machine like that with a private map of the RAM; its monitor has to be told what to go on with.
     pub fn await_in_file(&self, disk: &Disk, monitor: &Path, ram: (&Path, u64)) -> Guest {
-        let mut qemu = self.machine_in_file(disk, "", ram, "off");
+        let mut qemu = self.machine_in_file(disk, "", ram, "off,readonly=on,rom=off");
         qemu.arg("-qmp").arg(format!("unix:{},server=on,wait=off", monitor.display()));
         qemu.args(["-incoming", "defer"]);
         Guest { console: Process::spawn(&qemu) }
