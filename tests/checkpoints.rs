@@ -7,7 +7,12 @@
 #[path = "support/checkpoints.rs"]
 mod support;
 
-use cowvhd::sim::{Bounds, Fault, FaultPlan};
+use cowvhd::sim::{Bounds, Fault, FaultPlan, SimVfs};
+use cowvhd::snapshot::{self, SnapshotName};
+use cowvhd::vfs::Vfs;
+use cowvhd::{CreateOptions, ErrorKind, OpenOptions};
+use std::path::Path;
+use std::sync::Arc;
 use support::{Story, cut_anywhere, judge};
 
 /// How many states are made of a crash point; more with `COWVHD_SNAPSHOT_STATES`, a factor.
@@ -50,4 +55,55 @@ fn a_failure_at_any_step() {
             }
         }
     }
+}
+
+/// What is dropped leaves nothing, and one at a time is made.
+#[test]
+fn a_checkpoint_that_is_dropped_leaves_the_disk_as_it_was() {
+    let vfs = SimVfs::new(5);
+    let shared: Arc<dyn Vfs> = Arc::new(vfs.clone());
+    let open = |path: &str| {
+        let path = Path::new(path);
+        let create = CreateOptions::new(1 << 20).test_geometry(16 << 10, 128 << 10).vfs(Arc::clone(&shared));
+        create.create(path).unwrap();
+        OpenOptions::new().vfs(Arc::clone(&shared)).open(path).unwrap()
+    };
+    let (disk, elsewhere) = (open("/a.vhd"), open("/other/b.vhd"));
+    let name = |name: &str| SnapshotName::new(name).unwrap();
+    disk.write_at(&[1; 4096], 0).unwrap();
+
+    let checkpoint = disk.checkpoint(&name("one")).unwrap();
+    checkpoint.blob("ram").unwrap().write_at(&[2; 4096], 0).unwrap();
+    assert_eq!(checkpoint.blob("ram").unwrap_err().kind(), ErrorKind::Exists);
+    assert_eq!(checkpoint.blob("a+b").unwrap_err().kind(), ErrorKind::InvalidInput);
+    for refused in [disk.snapshot(&name("two")).map(drop), disk.checkpoint(&name("two")).map(drop)] {
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::InUse);
+    }
+    disk.write_at(&[3; 4096], 4096).unwrap();
+    disk.flush().unwrap();
+    drop(checkpoint);
+    assert_eq!(vfs.paths(), [Path::new("/a.vhd"), Path::new("/other/b.vhd")]);
+
+    // Neither of these leaves anything behind either.
+    for disks in [&[][..], &[&disk, &elsewhere], &[&disk, &disk]] {
+        assert!(snapshot::group(disks, &name("one")).is_err());
+    }
+    assert_eq!(vfs.paths(), [Path::new("/a.vhd"), Path::new("/other/b.vhd")]);
+
+    // A state that lies there is nobody's to take over.
+    let stray = shared.create_new(Path::new("/a@two+ram.vmstate")).unwrap();
+    assert_eq!(disk.snapshot(&name("two")).unwrap_err().kind(), ErrorKind::Exists);
+    assert_eq!(disk.checkpoint(&name("two")).unwrap_err().kind(), ErrorKind::Exists);
+    drop(stray);
+    disk.snapshot(&name("one")).unwrap();
+    assert_eq!(disk.checkpoint(&name("one")).unwrap_err().kind(), ErrorKind::Exists);
+    disk.close().unwrap();
+    drop(disk);
+
+    // Opening it takes away what is under way, and this is not.
+    let again = OpenOptions::new().vfs(Arc::clone(&shared)).open(Path::new("/a.vhd")).unwrap();
+    let mut page = [0; 4096];
+    again.read_at(&mut page, 4096).unwrap();
+    assert_eq!(page, [3; 4096]);
+    assert!(vfs.paths().contains(&"/a@two+ram.vmstate".into()));
 }
