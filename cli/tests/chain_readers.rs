@@ -6,7 +6,7 @@
 
 mod support;
 
-use cowvhd::snapshot::export_delta;
+use cowvhd::snapshot::{export_delta, merge, rebase};
 use cowvhd::{CreateOptions, ExtentKind, OpenOptions, ZeroMode};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -95,6 +95,28 @@ fn chain(root: PathBuf, mut content: Vec<u8>, depth: usize, random: &mut Random)
         must_equal("libvhdi", &libvhdi(&images), &content);
         delta(&images, &content);
     }
+    without_layers(&images, &content);
+}
+
+/// Layers are merged into the top one, then it gets another parent, then none: read by everybody after each.
+fn without_layers(images: &[PathBuf], content: &[u8]) {
+    let (root, leaf) = (&images[0], images.last().unwrap());
+    let go_on = || |_| std::ops::ControlFlow::Continue(());
+    let read = |what: &str, chain: &[PathBuf]| {
+        must_equal(&format!("7zz, {what}"), &seven_zip(leaf), content);
+        must_equal(&format!("libvhdi, {what}"), &libvhdi(chain), content);
+    };
+    // Nothing is left of what is not needed any more.
+    let remove = |layers: &[PathBuf]| layers.iter().for_each(|layer| fs::remove_file(layer).unwrap());
+    merge(&OpenOptions::new(), leaf, Some(&images[1]), &mut go_on()).unwrap();
+    remove(&images[2..images.len() - 1]);
+    read("merged", &[root.clone(), images[1].clone(), leaf.clone()]);
+    rebase(&OpenOptions::new(), leaf, root, &mut go_on()).unwrap();
+    remove(&images[1..2]);
+    read("rebased", &[root.clone(), leaf.clone()]);
+    merge(&OpenOptions::new(), leaf, None, &mut go_on()).unwrap();
+    remove(&images[..1]);
+    read("on its own", std::slice::from_ref(leaf));
 }
 
 /// The changes from the root to the leaf as one differencing disk: read beside the root, and beside a copy of it elsewhere.
