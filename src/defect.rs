@@ -115,6 +115,8 @@ defects! {
     RepointWithoutFlush,
     /// A merge leaves out what lies behind a layer's end.
     MergeForgetsShortLayers,
+    /// While layers are merged into a running disk, blocks that read as zeros over them are given back.
+    MergeLetsBlocksGo,
     /// A merge copies up what a layer holds also where the disk has its own.
     MergeOverwrites,
     /// Opening an image does not make its name durable.

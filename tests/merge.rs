@@ -17,10 +17,21 @@ use std::path::Path;
 
 #[test]
 fn merging_keeps_what_the_disk_shows_at_every_step() {
-    let states: u64 = (0..60)
+    let states: u64 = (0..40)
         .map(|seed| {
-            let bounds = Bounds::sample(if seed < 10 { 30 } else { 4 });
+            let bounds = Bounds::sample(if seed < 4 { 20 } else { 4 });
             chain_ops::merged(seed, &bounds).unwrap_or_else(|error| panic!("seed {seed}: {error}"))
+        })
+        .sum();
+    println!("{states} distinct states: no violation");
+}
+
+#[test]
+fn merging_into_a_running_disk_beside_its_guest() {
+    let states: u64 = (0..24)
+        .map(|seed| {
+            let bounds = Bounds::sample(if seed < 4 { 16 } else { 3 });
+            chain_ops::merged_running(seed, &bounds).unwrap_or_else(|error| panic!("seed {seed}: {error}"))
         })
         .sum();
     println!("{states} distinct states: no violation");

@@ -103,6 +103,7 @@ fn chain_operation(defect: Defect) -> Option<ChainOperation> {
         Defect::RepointBeforeLocators | Defect::RepointCopiesAtOnce => Some(chain_ops::relinked),
         Defect::RepointWithoutImages => Some(chain_ops::torn_header),
         Defect::RepointWithoutFlush => Some(chain_ops::rebased),
+        Defect::MergeLetsBlocksGo => Some(chain_ops::merged_running),
         Defect::MergeForgetsShortLayers | Defect::MergeOverwrites => Some(chain_ops::merged),
         _ => None,
     }

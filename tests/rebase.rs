@@ -29,7 +29,7 @@ fn a_moved_parent_is_named_whole_or_not_at_all() {
 fn another_parent_changes_nothing_that_is_shown() {
     let states: u64 = (0..40)
         .map(|seed| {
-            let bounds = Bounds::sample(if seed < 10 { 30 } else { 4 });
+            let bounds = Bounds::sample(if seed < 4 { 20 } else { 4 });
             chain_ops::rebased(seed, &bounds).unwrap_or_else(|error| panic!("seed {seed}: {error}"))
         })
         .sum();

@@ -271,6 +271,10 @@ impl Source for ParentImage {
         Ok(())
     }
 
+    fn as_parent(&self) -> Option<&ParentImage> {
+        Some(self)
+    }
+
     fn read_file(&self, at: u64, buf: &mut [u8]) -> Result<()> {
         self.read("guest data", at, buf)
     }

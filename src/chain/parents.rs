@@ -42,6 +42,17 @@ impl Parents {
         Parents { sources, flat, candidates, top_first: AtomicBool::new(false), block_bytes, size }
     }
 
+    /// The layers, from the bottom up.
+    pub(crate) fn sources(&self) -> &[Arc<dyn Source>] {
+        &self.sources
+    }
+
+    /// The lowest `count` of them alone.
+    pub(crate) fn lowest(&self, count: usize) -> Self {
+        let sources = self.sources.iter().take(count).cloned().collect();
+        Parents::new(sources, self.block_bytes as u32, self.size)
+    }
+
     /// What is beneath the next leaf of a disk whose leaf is `leaf` now, over `below`. To be folded in ([`Parents::fold`]) once
     /// nothing is written to that leaf any more.
     pub(crate) fn over(below: Option<&Parents>, leaf: &Arc<Layer>) -> Self {

@@ -1,5 +1,6 @@
 //! What the flat map asks of each parent: where a range is.
 
+use super::ParentImage;
 use crate::error::Result;
 use std::fmt;
 use std::ops::Range;
@@ -33,6 +34,11 @@ pub(crate) trait Source: Send + Sync + fmt::Debug {
         entry: u32,
         visit: &mut dyn FnMut(Range<u64>, Found),
     ) -> Result<()>;
+
+    /// The image file that it is, where it is no more than that.
+    fn as_parent(&self) -> Option<&ParentImage> {
+        None
+    }
 
     /// Reads guest data at a byte of its file that [`Source::resolve`] named.
     fn read_file(&self, at: u64, buf: &mut [u8]) -> Result<()>;

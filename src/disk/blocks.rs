@@ -7,7 +7,7 @@ use crate::chain::Parents;
 use crate::defect::{self, Defect};
 use crate::error::{ErrorKind, Result};
 use crate::layer::{Layer, Located};
-use crate::sync::Arc;
+use crate::sync::{Arc, AtomicBool};
 use crate::vhd::DiskType;
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub(super) struct Blocks {
     generations: Generations,
+    /// Layers are being merged into the leaf.
+    pub(super) merging: AtomicBool,
     /// Of the file that was opened, whichever layer has that name now.
     path: PathBuf,
     notices: Vec<String>,
@@ -32,6 +34,7 @@ impl Blocks {
             is_read_only: leaf.is_read_only(),
             block_bytes: leaf.place().block_bytes.into(),
             size: leaf.footer().current_size,
+            merging: AtomicBool::new(false),
             generations: Generations::new(Generation { leaf: Arc::from(leaf), parents }),
         }
     }
@@ -41,7 +44,6 @@ impl Blocks {
         Arc::clone(&self.generations.latest().leaf)
     }
 
-    #[cfg(all(test, feature = "sim"))]
     pub(super) fn generations(&self) -> &Generations {
         &self.generations
     }
@@ -58,7 +60,7 @@ impl Blocks {
 
     /// Runs a change of one block; where no space is left for it, brings the freed slots back, with their space, and runs it
     /// once more.
-    fn change(&self, change: impl Fn(&Generation) -> Result<()>) -> Result<()> {
+    pub(super) fn change(&self, change: impl Fn(&Generation) -> Result<()>) -> Result<()> {
         let result = change(&self.generations.for_changing());
         if !matches!(&result, Err(error) if error.kind() == ErrorKind::NoSpace) {
             return result;
@@ -76,6 +78,7 @@ impl Blocks {
         // In a differencing disk a block that is given back shows what is below.
         let start = u64::from(piece.block) * self.block_bytes;
         let frees = !keep_allocated
+            && !self.keeps_blocks()
             && self.covers_block(piece)
             && (generation.below().is_zero(start..start + self.block_bytes)?
                 || defect::active(Defect::DiscardShowsParent));

@@ -13,7 +13,7 @@
 
 use crate::chain::{MAX_DEPTH, Parents, Source};
 use crate::error::{Error, Result};
-use crate::layer::{Below, Layer, Nothing};
+use crate::layer::{Below, Layer, Nothing, ParentLink};
 use crate::sync::{
     Arc, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, RwLock, RwLockReadGuard, RwLockWriteGuard,
     thread_number,
@@ -175,7 +175,29 @@ impl Generations {
     fn replace_top_parent(&self, top: Arc<dyn Source>) {
         let generation = self.latest();
         let Some(parents) = &generation.parents else { return };
-        let next = Generation { leaf: Arc::clone(&generation.leaf), parents: Some(parents.with_top(top)) };
+        self.put(Generation { leaf: Arc::clone(&generation.leaf), parents: Some(parents.with_top(top)) });
+    }
+
+    /// No change that began before the call is under way on return.
+    pub(super) fn pass_changes(&self) {
+        self.stripes.iter().for_each(|stripe| drop(stripe.changes.write()));
+    }
+
+    /// Names `parent` in the leaf, which is to be `leaf`, and takes all but the lowest `keep` parents from beneath it: with them or
+    /// without, the disk shows the same. `None` where another leaf came in.
+    pub(super) fn shorten(&self, leaf: &Arc<Layer>, keep: usize, parent: &ParentLink) -> Option<Result<()>> {
+        let _turn = self.turn.lock();
+        let old = self.latest_settled();
+        let parents = old.parents.as_ref().filter(|_| Arc::ptr_eq(&old.leaf, leaf))?;
+        if let Err(error) = leaf.repoint(Some(parent)) {
+            return Some(Err(error));
+        }
+        self.put(Generation { leaf: Arc::clone(leaf), parents: Some(parents.lowest(keep)) });
+        Some(Ok(()))
+    }
+
+    /// Puts in a generation with the same leaf that shows the same.
+    fn put(&self, next: Generation) {
         let next = Arc::new(next);
         for stripe in &self.stripes {
             *stripe.changes.write() = Arc::clone(&next);

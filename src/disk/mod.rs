@@ -6,6 +6,7 @@
 mod blocks;
 mod generation;
 mod info;
+mod merging;
 mod storage;
 mod turn;
 

@@ -10,7 +10,7 @@ use super::pull::{fill_alone, fill_range, pull};
 use super::rebase::{closing, differencing};
 use crate::chain::{self, ChildClaims, ParentImage, Parents, Source};
 use crate::convert::{Phase, Progress};
-use crate::disk::OpenOptions;
+use crate::disk::{Disk, OpenOptions};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::vfs::{Access, Vfs};
@@ -53,6 +53,44 @@ pub fn merge(
     let (layer, (images, count)) = differencing(disk, image, chain)?;
     let result = merge_into(&**vfs, &layer, images, count, disk, progress);
     closing(&layer, result)
+}
+
+/// The same for a disk that is open, beside whoever reads and writes: merges the layers between its leaf and `until`, which becomes
+/// its parent. Requests wait for a piece of some 256 KiB that is being copied at most; `progress` may sleep to leave the medium to
+/// them. What was merged is let go of, and locks of those files with it. A snapshot that is made meanwhile ends the merge with an
+/// error.
+pub fn merge_running(
+    disk: &Disk,
+    until: &Path,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<Merged> {
+    let path = disk.path();
+    let merging = disk.merging()?;
+    let images = merging.images()?;
+    let ids: Vec<UniqueId> = images.iter().map(|image| image.unique_id()).collect();
+    let count = point::find(merging.vfs(), &ids, path, until)?;
+    let size = disk.size();
+    let mut report = |phase, done| match progress(Progress { phase, done, total: size }) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Error::Stopped { path: path.to_path_buf() }),
+    };
+    let merged = images.get(..count).unwrap_or_default();
+    let layers: Vec<PathBuf> = merged.iter().map(|image| image.path().to_path_buf()).collect();
+    let Some(parent) = images.get(count).filter(|_| count > 0) else {
+        return Ok(Merged { copied: 0, layers });
+    };
+    let views: Vec<View<'_>> = merged.iter().map(|image| View::Parent(image)).collect();
+    let block_bytes = u64::from(merging.block_bytes());
+    let mut fill = |block, range| merging.fill(block, range);
+    let copied = pull(&views, size, block_bytes, true, &mut fill, &mut |done| report(Phase::Copy, done))?;
+    report(Phase::Sync, size)?;
+    let id = merging.leaf_id();
+    chain::register(merging.vfs(), id, path, parent)?;
+    merging.finish(count, &chain::link_to(path, parent)?)?;
+    if let Some(former) = merged.first() {
+        chain::unregister(merging.vfs(), id, former)?;
+    }
+    Ok(Merged { copied, layers })
 }
 
 fn merge_into(

@@ -19,7 +19,7 @@ pub use checkpoint::{Checkpoint, group};
 pub use diff::{Change, ChangeKind, Diff, diff};
 pub use export::export_delta;
 pub use list::{Listed, list};
-pub use merge::{Merged, merge};
+pub use merge::{Merged, merge, merge_running};
 pub use point::snapshot_path;
 pub use rebase::{rebase, relink};
 pub use state::{resumable, state};

@@ -2,7 +2,7 @@
 
 use cowvhd::check::{Severity, check};
 use cowvhd::convert::Progress;
-use cowvhd::sim::{Bounds, CrashPoint, CrashState, Rng, SimVfs};
+use cowvhd::sim::{Bounds, CrashPoint, CrashState, History, Rng, SimVfs, Underway};
 use cowvhd::vfs::{Access, Vfs};
 use cowvhd::vhd::Footer;
 use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions};
@@ -10,7 +10,8 @@ use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 pub const BLOCK: u32 = 16 << 10;
 pub const SIZE: u64 = 8 * BLOCK as u64 - 1024;
@@ -262,6 +263,130 @@ pub fn merged(seed: u64, bounds: &Bounds) -> Result<u64, String> {
         gone.iter().for_each(|layer| vfs.remove(layer).unwrap());
         must_hold(&options(&vfs), disk, content)
             .map_err(|error| format!("without what was merged: {error}"))?;
+        Ok(points)
+    })
+}
+
+/// A guest of a running disk, whose requests come in the middle of other work.
+struct Guest {
+    vfs: SimVfs,
+    disk: Disk,
+    history: Mutex<History>,
+    rng: Mutex<Rng>,
+}
+
+impl Guest {
+    fn change(&self) {
+        let rng = &mut *self.rng.lock().unwrap();
+        let sectors = SIZE / 512;
+        let per_block = u64::from(BLOCK) / 512;
+        let (first, count) = match rng.below(3) {
+            // A whole block, which may be given back.
+            0 => (rng.below(sectors / per_block) * per_block, per_block),
+            _ => (rng.below(sectors), 1 + rng.below(24)),
+        };
+        let count = count.min(sectors - first);
+        let (zero, offset) = (rng.one_in(2), first * 512);
+        let mut history = self.history.lock().unwrap();
+        let value = if zero { 0 } else { history.new_value() };
+        history.submit(self.vfs.tick(), first, count, value);
+        if zero {
+            self.disk.discard(offset, count * 512).unwrap();
+        } else {
+            let mut buf = vec![0; (count * 512) as usize];
+            History::fill(value, &mut buf);
+            self.disk.write_at(&buf, offset).unwrap();
+        }
+        history.complete(self.vfs.tick(), first, count, value);
+    }
+
+    fn flush(&self) {
+        let called = self.vfs.tick();
+        self.disk.flush().unwrap();
+        self.history.lock().unwrap().flushed(called, self.vfs.tick());
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let mut content = vec![0xee; SIZE as usize];
+        self.disk.read_at(&mut content, 0).map_err(|error| error.to_string())?;
+        self.history.lock().unwrap().check_current(0, &content).map_err(|error| format!("running: {error}"))
+    }
+}
+
+/// Layers are merged into a running disk, beside a guest; the power fails at every step.
+pub fn merged_running(seed: u64, bounds: &Bounds) -> Result<u64, String> {
+    let Chain { vfs, layers, content } = Chain::random(seed, 6);
+    let below = layers.len() - 1;
+    if below < 2 {
+        return Ok(0);
+    }
+    let mut rng = Rng::new(seed ^ 0x11fe);
+    let stay = 1 + rng.below(below as u64 - 1) as usize;
+    let (disk, until) = (Path::new("/vm.vhd"), layers[stay - 1].clone());
+    let hashes = |vfs: &SimVfs| layers[..below].iter().map(|path| sealed_hash(vfs, path)).collect::<Vec<_>>();
+    let before = hashes(&vfs);
+    let mut history = History::default();
+    history.continue_from(0, &content);
+    vfs.record(true);
+    let open = options(&vfs).open(disk).map_err(|error| error.to_string())?;
+    let guest =
+        Arc::new(Guest { vfs: vfs.clone(), disk: open, history: Mutex::new(history), rng: Mutex::new(rng) });
+    // In the middle of syncs and of durable writes; not of plain ones, which may be copies that it would wait for.
+    let (weak, busy) = (Arc::downgrade(&guest), AtomicBool::new(false));
+    vfs.set_hook(Some(Box::new(move |underway| {
+        let Some(guest) = weak.upgrade().filter(|_| underway != Underway::Write) else { return };
+        if !busy.swap(true, Ordering::SeqCst) {
+            if guest.rng.lock().unwrap().one_in(3) {
+                guest.change();
+            }
+            busy.store(false, Ordering::SeqCst);
+        }
+    })));
+    let mut wrong = Ok(());
+    let merged = cowvhd::snapshot::merge_running(&guest.disk, &until, &mut |_| {
+        let choice = guest.rng.lock().unwrap().below(6);
+        match choice {
+            0 | 1 => guest.change(),
+            2 => guest.flush(),
+            _ => {}
+        }
+        wrong = std::mem::replace(&mut wrong, Ok(())).and_then(|()| guest.check());
+        ControlFlow::Continue(())
+    });
+    merged.map_err(|error| error.to_string())?;
+    wrong?;
+    let returned = vfs.tick();
+    for _ in 0..4 {
+        guest.change();
+        guest.check()?;
+    }
+    guest.flush();
+    vfs.set_hook(None);
+    let mut points = vfs.take_crash_points();
+    points.push(vfs.crash_now());
+    let history = guest.history.lock().unwrap();
+    explore(&points, bounds, &|state, clock| {
+        let judge = |vfs: &SimVfs, options: &OpenOptions| {
+            let content = read(options, disk)?;
+            // What is under a write in flight may be garbage.
+            history.check(clock, 0, &content, true).map_err(|error| error.to_string())?;
+            if hashes(vfs) != before {
+                return Err("a parent was changed".to_string());
+            }
+            Ok(())
+        };
+        let vfs = state.to_vfs(state.hash);
+        judge(&vfs, &options(&vfs).read_only(true))?;
+        vfs.record(true);
+        judge(&vfs, &options(&vfs))?;
+        let points = vfs.take_crash_points();
+        options(&vfs).open(disk).and_then(|disk| disk.close()).map_err(|error| error.to_string())?;
+        must_be_sound(&vfs, disk)?;
+        if clock >= returned {
+            layers[stay..below].iter().for_each(|layer| vfs.remove(layer).unwrap());
+            let content = read(&options(&vfs), disk).map_err(|error| format!("without layers: {error}"))?;
+            history.check(clock, 0, &content, true).map_err(|error| format!("without layers: {error}"))?;
+        }
         Ok(points)
     })
 }
