@@ -79,6 +79,12 @@ defects! {
     CloseCookieFirst,
     /// Closing turns the cookie back without a sync.
     CloseWithoutSync,
+    /// Closing an image made elsewhere turns the cookie back before the block table that other programs read is durable.
+    LeaveBeforeTable,
+    /// The dirty cookie names a temporary journal that is not durable yet.
+    MarkBeforeJournal,
+    /// Of the first page of an image made elsewhere only footer and header come back.
+    FirstPageNotKept,
     /// Entries count without a right CRC.
     EntryCrcUnchecked,
     /// A leaf that is sealed for a VM state gives its name away whether the state was committed or not.

@@ -7,11 +7,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "support/qemu.rs"]
+mod qemu;
+
 use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions};
+use qemu::qemu_io;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 2 * MIB;
@@ -53,19 +56,6 @@ fn check_bytes(disk: &Disk, length: u64, blocks: &[(u64, u8)]) {
         let wrong = (0..).zip(&found).find(|&(at, &found)| found != if at < length { byte } else { 0 });
         assert_eq!(wrong, None, "block {block}");
     }
-}
-
-fn qemu_io(path: &Path, commands: &[String]) {
-    let mut command = Command::new("qemu-io");
-    command.args(["-f", "vpc"]);
-    for text in commands {
-        command.args(["-c", text]);
-    }
-    let output = command.arg(path).output().expect("qemu-io is missing: apt-get install qemu-utils");
-    let text =
-        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    let failed = !output.status.success() || text.contains("failed") || text.contains("rror");
-    assert!(!failed, "qemu-io: {text}");
 }
 
 fn qemu_writes(path: &Path, length: u64, blocks: &[(u64, u8)]) {

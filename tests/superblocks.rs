@@ -63,7 +63,7 @@ fn what_a_newer_version_wrote_is_refused_in_either_copy() {
     for bytes in [&clean, &dirty] {
         let fields: [(&str, usize, u32); 5] = [
             ("incompatible features", 32, 1 << 31),
-            ("incompatible features", 36, 1),
+            ("incompatible features", 36, 2),
             ("state", 56, 3),
             ("flags", 60, 4),
             ("flags", 60, 1 << 31 | 1),

@@ -34,8 +34,8 @@ impl<'a> Children<'a> {
     /// The registry of the image in `file`. Fails where the image has no place for one.
     pub(crate) fn of(file: &'a dyn File, path: &'a Path) -> Result<Self> {
         let decision = Headers::read(file, path)?.decide(path)?;
-        let offsets =
-            decision.superblock.and_then(|(superblock, _)| registry_offsets(superblock.ring_offset));
+        let offsets = decision.superblock.filter(|(superblock, _)| !superblock.is_temporary());
+        let offsets = offsets.and_then(|(superblock, _)| registry_offsets(superblock.ring_offset));
         let offsets = offsets.ok_or_else(|| Error::Unsupported {
             path: path.to_path_buf(),
             what: "it has no room to note its children in: convert it (`cowvhd convert`) and use the copy"
@@ -46,7 +46,9 @@ impl<'a> Children<'a> {
 
     /// The registry of an image that is open for writing.
     pub(crate) fn of_layer(layer: &'a Layer) -> Result<Self> {
-        let offsets = registry_offsets(layer.place().ring_offset).ok_or_else(|| no_room(layer.path()))?;
+        // One made elsewhere has its ring, and nothing else of ours, at its end.
+        let own_ring = layer.place().temporary.is_none().then_some(layer.place().ring_offset);
+        let offsets = own_ring.and_then(registry_offsets).ok_or_else(|| no_room(layer.path()))?;
         let disk_id = layer.footer().unique_id;
         Ok(Children { file: &**layer.file(), path: layer.path(), disk_id, offsets })
     }

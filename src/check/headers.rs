@@ -56,11 +56,16 @@ fn check_copies(report: &mut Report, file: &dyn File, headers: &Headers, decisio
     }
     match &headers.backup {
         Err(error) => {
-            report.add(Code::BackupDamaged, "header backup", HEADER_BACKUP_OFFSET, error.to_string());
+            report.add(
+                Code::BackupDamaged,
+                "header backup",
+                headers.base + HEADER_BACKUP_OFFSET,
+                error.to_string(),
+            );
         }
         Ok((footer, header)) if !is_copy(footer, header, decision) => {
             let what = "it is not the same as the start of the file";
-            report.add(Code::BackupOutdated, "header backup", HEADER_BACKUP_OFFSET, what);
+            report.add(Code::BackupOutdated, "header backup", headers.base + HEADER_BACKUP_OFFSET, what);
         }
         Ok(_) => {}
     }
@@ -85,7 +90,7 @@ fn check_superblocks(report: &mut Report, headers: &Headers, decision: &Decision
         return check_lost_superblocks(report, headers, decision);
     };
     let mut sequences = Vec::new();
-    for (superblock, at) in headers.superblocks.iter().zip(SUPERBLOCK_OFFSETS) {
+    for (superblock, at) in headers.superblocks.iter().zip(headers.superblock_offsets()) {
         match superblock {
             Ok(superblock) if superblock.disk_id == decision.footer.unique_id => {
                 sequences.push(superblock.sequence);
@@ -102,10 +107,15 @@ fn check_superblocks(report: &mut Report, headers: &Headers, decision: &Decision
     if let [a, b] = sequences.as_slice()
         && a == b
     {
-        report.add(Code::SuperblockSequence, "superblock", SUPERBLOCK_OFFSETS[0], format!("both have {a}"));
+        report.add(
+            Code::SuperblockSequence,
+            "superblock",
+            headers.superblock_offsets()[0],
+            format!("both have {a}"),
+        );
     }
     if current.sync_failed {
-        report.add(Code::SyncFailed, "superblock", SUPERBLOCK_OFFSETS[0], "the mark is set");
+        report.add(Code::SyncFailed, "superblock", headers.superblock_offsets()[0], "the mark is set");
     }
 }
 

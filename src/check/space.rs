@@ -22,12 +22,12 @@ pub(super) fn check(
     let place = *image.place();
     let stride = vhd::bat::block_stride(place.block_bytes);
     let file_bytes = image.inspection.headers.file_bytes;
-    let ours = image.inspection.decision.superblock.is_some();
+    let ours = image.inspection.decision.superblock.is_some() && place.temporary.is_none();
     // In front of our first slot there is room for the table to grow; elsewhere anything may be there.
     let mut used_to = match (ours, extents.first()) {
         (true, _) => place.slot_origin,
         (false, Some(first)) => place.bitmap_offset(first.entry),
-        (false, None) => place.table_end(),
+        (false, None) => vhd_table_end(image),
     };
     let mut leaks = Leaks { file, path, gaps: Vec::new(), bytes: 0 };
     for extent in extents {
@@ -43,7 +43,7 @@ pub(super) fn check(
     }
     let end = match image.inspection.decision.condition {
         Condition::Clean => file_bytes.saturating_sub(Footer::SIZE as u64),
-        _ => file_bytes,
+        _ => file_bytes.min(place.slots_end()),
     };
     match end.saturating_sub(used_to) {
         0 => {}
@@ -60,6 +60,12 @@ pub(super) fn check(
     }
     image.gaps = leaks.gaps;
     Ok(())
+}
+
+/// The end of the BAT that the dynamic header names.
+fn vhd_table_end(image: &Image) -> u64 {
+    let header = &image.inspection.decision.header;
+    header.table_offset.saturating_add(vhd::bat_bytes(header.max_table_entries))
 }
 
 /// Unused space that the file occupies; holes cost nothing.

@@ -3,7 +3,7 @@
 use super::code::Code;
 use super::image::Image;
 use super::report::{Finding, Report};
-use crate::ext::{PAGE_BYTES, SUPERBLOCK_OFFSETS};
+use crate::ext::{PAGE_BYTES, SUPERBLOCK_OFFSETS, TEMPORARY_HEAD_BYTES};
 use crate::vhd::{self, DynamicHeader, Footer};
 use std::ops::Range;
 
@@ -98,9 +98,11 @@ fn metadata(image: &Image) -> Vec<(Range<u64>, &'static str)> {
     let mut areas = vec![
         (0..Footer::SIZE as u64, "footer copy"),
         (header_at..header_at + DynamicHeader::SIZE as u64, "dynamic header"),
-        (place.table_offset..table_end, "block table"),
+        (decision.header.table_offset..table_end, "block table"),
     ];
-    if decision.superblock.is_some() {
+    if let Some(temporary) = place.temporary {
+        areas.push((place.ring_offset..temporary.head + TEMPORARY_HEAD_BYTES, "temporary journal"));
+    } else if decision.superblock.is_some() {
         areas.push((SUPERBLOCK_OFFSETS[0]..SUPERBLOCK_OFFSETS[1] + PAGE_BYTES, "superblocks"));
         areas.push((place.ring_offset..place.ring_offset + place.ring_bytes, "journal ring"));
         areas.push((0..place.table_offset, "private area"));

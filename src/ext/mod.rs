@@ -18,8 +18,9 @@ pub use entry::{
 pub use lineage::{FixedParent, Lineage, Name, SealId};
 pub use manifest::{Digest, Manifest, ManifestBlob, ManifestDisk, is_file_name, is_name};
 pub use place::{
-    BAT_ROOM_BYTES, HEADER_BACKUP_OFFSET, LOCATORS_END, LOCATORS_OFFSET, MAX_COUNTER, PAGE_BYTES, Placement,
-    RING_OFFSET, SUPERBLOCK_OFFSETS,
+    BAT_ROOM_BYTES, FIRST_TABLE_PAGE_OFFSET, HEADER_BACKUP_OFFSET, LAST_TABLE_PAGE_OFFSET, LOCATORS_END,
+    LOCATORS_OFFSET, MAX_COUNTER, PAGE_BYTES, Placement, RING_OFFSET, SUPERBLOCK_OFFSETS,
+    TEMPORARY_HEAD_BYTES, Temporary,
 };
 pub use registry::{Child, REGISTRY_BYTES, Registry, registry_offsets};
 pub use superblock::{Fingerprint, State, Superblock, SuperblockError, feature};

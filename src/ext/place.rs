@@ -25,6 +25,36 @@ pub const MAX_COUNTER: u64 = u64::MAX >> 1;
 /// The BAT starts at a multiple of this.
 const TABLE_ALIGNMENT: u64 = 1024 * 1024;
 
+/// The fixed part of a temporary journal (FORMAT.md, "Temporary journal"), from its head on: a copy of the file's first page,
+/// superblock A and B and the header backup at the offsets that they have in an image made here, then these.
+pub const FIRST_TABLE_PAGE_OFFSET: u64 = 16384;
+/// A copy of the last page that holds a part of the BAT.
+pub const LAST_TABLE_PAGE_OFFSET: u64 = 20480;
+/// From the head of a temporary journal to the end of the file, in bytes. The last 512 are a copy of the footer.
+pub const TEMPORARY_HEAD_BYTES: u64 = 28672;
+/// The end of the dynamic header in an image that may be written to.
+const HEADERS_END: u64 = 1536;
+
+/// What a session on an image made elsewhere adds to its places.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Temporary {
+    /// Where the fixed part of the temporary journal starts; it ends the file.
+    pub head: u64,
+    /// Where the BAT starts that other programs read.
+    pub table_offset: u64,
+    /// Its end.
+    pub table_end: u64,
+}
+
+impl Temporary {
+    /// The pages that hold a part of the first `entries` of the BAT that other programs read, by file offset.
+    pub fn table_pages(&self, entries: u32) -> impl Iterator<Item = u64> + use<> {
+        let start = self.table_offset / PAGE_BYTES * PAGE_BYTES;
+        let end = self.table_offset + u64::from(entries) * vhd::bat::ENTRY_BYTES;
+        (start..end).step_by(PAGE_BYTES as usize)
+    }
+}
+
 /// The places of one image, all in bytes from the start of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Placement {
@@ -40,6 +70,8 @@ pub struct Placement {
     pub slot_origin: u64,
     /// Data bytes of a block.
     pub block_bytes: u32,
+    /// Of an image made elsewhere, while it is open for writing: ring and BAT are those of its temporary journal.
+    pub temporary: Option<Temporary>,
 }
 
 impl Placement {
@@ -53,7 +85,47 @@ impl Placement {
             table_entries,
             slot_origin: table_offset + BAT_ROOM_BYTES,
             block_bytes,
+            temporary: None,
         }
+    }
+
+    /// Where the offsets of superblocks and header backup count from.
+    pub fn private_base(&self) -> u64 {
+        self.temporary.map_or(0, |temporary| temporary.head)
+    }
+
+    /// The file offset of the header backup.
+    pub fn backup_offset(&self) -> u64 {
+        self.private_base() + HEADER_BACKUP_OFFSET
+    }
+
+    /// Whether the block of an entry is clear of all metadata.
+    pub fn is_clear(&self, entry: u32) -> bool {
+        let (start, end) = (self.bitmap_offset(entry), self.block_end(entry));
+        match self.temporary {
+            None => start >= self.table_end(),
+            Some(Temporary { table_offset, table_end, .. }) => {
+                start >= HEADERS_END && end <= self.ring_offset && (start >= table_end || end <= table_offset)
+            }
+        }
+    }
+
+    /// Whether the block of an entry shares a page with metadata of which whole pages are written.
+    pub fn shares_metadata_page(&self, entry: u32) -> bool {
+        let (start, end) = (self.bitmap_offset(entry), self.block_end(entry));
+        match self.temporary {
+            None => start < self.table_pages_end(),
+            Some(Temporary { table_offset, table_end, .. }) => {
+                start < PAGE_BYTES
+                    || (start < table_end.next_multiple_of(PAGE_BYTES)
+                        && end > table_offset / PAGE_BYTES * PAGE_BYTES)
+            }
+        }
+    }
+
+    /// No slot ends behind this.
+    pub fn slots_end(&self) -> u64 {
+        self.temporary.map_or(u64::MAX, |_| self.ring_offset)
     }
 
     /// The file offset behind the BAT: other tools place blocks from here on.
@@ -96,9 +168,12 @@ impl Placement {
         (self.bitmap_offset(entry) + self.bitmap_bytes()).saturating_sub(PAGE_BYTES)
     }
 
-    /// The BAT entry that names slot `index`, or `None` where it lies past what an entry can name.
+    /// The BAT entry that names slot `index`, or `None` where it lies past what an entry can name or where slots may be.
     pub fn slot_entry(&self, index: u64) -> Option<u32> {
         let page = self.slot_origin.checked_add(index.checked_mul(self.slot_stride())?)?;
+        if page.checked_add(self.slot_stride())? > self.slots_end() {
+            return None;
+        }
         let entry = u32::try_from((page + PAGE_BYTES - self.bitmap_bytes()) / vhd::SECTOR).ok()?;
         (entry != vhd::UNALLOCATED).then_some(entry)
     }
@@ -117,8 +192,12 @@ impl Placement {
 
     /// Length of a file that ends with slot `fresh - 1`. Behind the slot one sector more: of zeros while the image is
     /// dirty, the footer once it is clean. So the last bytes of a file are never a guest's, who could write a footer there.
+    /// With a temporary journal the file has one length.
     pub fn file_bytes(&self, fresh: u64) -> u64 {
-        self.slot_offset(fresh) + vhd::SECTOR
+        match self.temporary {
+            Some(temporary) => temporary.head + TEMPORARY_HEAD_BYTES,
+            None => self.slot_offset(fresh) + vhd::SECTOR,
+        }
     }
 }
 

@@ -19,8 +19,10 @@ const NAME: &str = "superblock";
 /// Feature bits. A reader that does not know a bit of the first word must not open the image, one of the second must
 /// not write to it; bits of the third may be ignored.
 pub mod feature {
-    /// Incompatible features this version knows: none so far.
-    pub const KNOWN_INCOMPATIBLE: u64 = 0;
+    /// The superblock is part of a temporary journal at the end of an image made elsewhere.
+    pub const TEMPORARY: u64 = 1 << 0;
+    /// Incompatible features this version knows.
+    pub const KNOWN_INCOMPATIBLE: u64 = TEMPORARY;
     /// The image is sealed, is being sealed, or is the child of a sealed one: its lineage must be kept.
     pub const LINEAGE: u64 = 1 << 0;
     /// Read-only-compatible features this version knows.
@@ -202,6 +204,11 @@ const LINEAGE_FLAG_DELETING: u32 = 1 << 0;
 impl Superblock {
     /// Size on disk, in bytes.
     pub const SIZE: usize = PAGE_BYTES as usize;
+
+    /// Whether it is part of a temporary journal.
+    pub fn is_temporary(&self) -> bool {
+        self.incompatible & feature::TEMPORARY != 0
+    }
 
     /// Reads a superblock. Checks magic, CRC and the fields a reader relies on; the caller compares disk id and features.
     pub fn parse(bytes: &[u8]) -> Result<Self, SuperblockError> {

@@ -142,7 +142,7 @@ impl<'a> Replay<'a> {
 
     /// Whether it can be another tool's block, which lies anywhere behind the BAT and has no page.
     fn is_off_grid(&self, slot: u32) -> bool {
-        self.place.slot_index(slot).is_none() && self.place.bitmap_offset(slot) >= self.place.table_end()
+        self.place.slot_index(slot).is_none() && self.place.is_clear(slot)
     }
 
     /// The file offset of the block page of a slot on our grid.
@@ -202,7 +202,8 @@ impl<'a> Replay<'a> {
             self.imaged_table_pages.insert(at / PAGE);
             return Ok(());
         }
-        if bytes.len() == PAGE && [0, HEADER_BACKUP_OFFSET].contains(&offset) {
+        let holds_headers = self.place.temporary.is_none() && [0, HEADER_BACKUP_OFFSET].contains(&offset);
+        if bytes.len() == PAGE && holds_headers {
             // The backup holds the same, which is written from there.
             if offset == 0 {
                 self.front = Some(bytes);

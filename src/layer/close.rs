@@ -10,7 +10,7 @@ use super::seal::{self, Seal};
 use super::session::{Session, SessionCore};
 use super::table::{Survey, entries_crc};
 use crate::defect::{self, Defect};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ext::{Fingerprint, Lineage, SessionId, State, Superblock};
 use crate::journal::Failure;
 use crate::vfs::{Access, FileExt, FileTime};
@@ -31,7 +31,7 @@ impl Layer {
         // A close that failed before has poisoned the disk.
         session.check(&self.path)?;
         if defect::active(Defect::CloseCookieFirst) {
-            let _ = write_header(&*self.file, &core.headers.1, HeaderCookie::Normal);
+            let _ = write_header(&*self.file, &self.place, &core.headers.1, HeaderCookie::Normal);
         }
         let result = self
             .flush_locked(session, &mut core)
@@ -62,6 +62,10 @@ impl Layer {
     /// next open says whether the seal counts.
     pub(crate) fn seal(&self, seal: &Seal) -> Result<()> {
         let session = self.session()?;
+        if self.place.temporary.is_some() {
+            let what = "it was made by another program and has no place for a seal: run `cowvhd upgrade` on it first";
+            return Err(Error::Unsupported { path: self.path.clone(), what: what.into() });
+        }
         let _one_at_a_time = session.closing.lock();
         self.check_open()?;
         session.seal();
@@ -95,6 +99,10 @@ impl Layer {
         fresh: u64,
         (lineage, modified): (Lineage, FileTime),
     ) -> Result<(), Failure> {
+        if let Some(temporary) = &self.place.temporary {
+            let next_allocation = session.allocator.lock().next_allocation();
+            return self.leave_clean(core, temporary, next_allocation);
+        }
         let file = &*self.file;
         let failed = |operation| move |error| Failure { operation, error, fatal: false };
         let (end, file_bytes) = (self.place.slot_offset(fresh), self.place.file_bytes(fresh));
@@ -132,7 +140,7 @@ impl Layer {
             seal::finish(file, &self.place, &core.headers.1, &mut core.superblocks)
                 .map_err(failed("sealing the image"))
         } else {
-            write_header(file, &core.headers.1, HeaderCookie::Normal)
+            write_header(file, &self.place, &core.headers.1, HeaderCookie::Normal)
                 .map_err(failed("writing the dynamic header"))?;
             file.set_modified(modified).map_err(failed("setting the modification time"))
         }

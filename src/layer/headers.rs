@@ -5,6 +5,7 @@
 use crate::error::{Error, FormatError, Result};
 use crate::ext::{
     HEADER_BACKUP_OFFSET, PAGE_BYTES, Placement, SUPERBLOCK_OFFSETS, State, Superblock, SuperblockError,
+    TEMPORARY_HEAD_BYTES, Temporary,
 };
 use crate::vfs::{File, FileExt};
 use crate::vhd::{self, DiskType, DynamicHeader, Footer, HeaderCookie};
@@ -33,7 +34,9 @@ pub(crate) struct Headers {
     /// The footer at the end.
     pub(crate) end: Result<Footer, FormatError>,
     /// The same with the dynamic header that it names.
-    end_pair: Result<HeaderPair, Misfit>,
+    pub(super) end_pair: Result<HeaderPair, Misfit>,
+    /// Where the offsets of superblocks and backup count from: 0, or the head of a temporary journal.
+    pub(crate) base: u64,
     /// Superblock A and B.
     pub(crate) superblocks: [Result<Superblock, SuperblockError>; 2],
 }
@@ -53,8 +56,10 @@ pub(crate) enum Condition {
 #[derive(Debug, Clone)]
 pub(crate) struct Decision {
     pub(crate) footer: Footer,
-    /// The dynamic header, with its normal cookie.
+    /// The dynamic header as it is in the closed image.
     pub(crate) header: DynamicHeader,
+    /// Where the offsets of superblocks and backup count from: 0, or the head of a temporary journal.
+    pub(crate) base: u64,
     pub(crate) condition: Condition,
     /// The current superblock and which of the two places it stands in; `None` in an image made elsewhere.
     pub(crate) superblock: Option<(Superblock, usize)>,
@@ -99,15 +104,36 @@ impl Headers {
         read("footer", end_at, &mut footer)?;
         let end = Footer::parse(&footer);
         let end_pair = pair(end_at, &end)?;
+        let superblocks_from = |base: u64| -> Result<[Result<Superblock, SuperblockError>; 2]> {
+            let mut page = [0; PAGE_BYTES as usize];
+            let mut superblocks = SUPERBLOCK_OFFSETS.map(|_| Superblock::parse(&[]));
+            for (superblock, offset) in superblocks.iter_mut().zip(SUPERBLOCK_OFFSETS) {
+                read("superblock", base + offset, &mut page)?;
+                *superblock = Superblock::parse(&page);
+            }
+            Ok(superblocks)
+        };
+        let head = file_bytes
+            .checked_sub(TEMPORARY_HEAD_BYTES)
+            .filter(|&head| head != 0 && head.is_multiple_of(PAGE_BYTES));
+        let base = match (&front, head) {
+            (Ok((_, header)), Some(head)) if temporary_head(header) == Some(head) => head,
+            // No guest can write to the last sector, and none knows the id that stands there.
+            (Err(_), Some(head)) => {
+                let of_this_disk = |superblock: &Superblock| {
+                    let id = end.as_ref().map(|end| end.unique_id);
+                    superblock.is_temporary() && id.is_ok_and(|id| id == superblock.disk_id)
+                };
+                let found = superblocks_from(head)?.iter().flatten().any(of_this_disk);
+                if found { head } else { 0 }
+            }
+            _ => 0,
+        };
+        let superblocks = superblocks_from(base)?;
         let mut page = [0; PAGE_BYTES as usize];
-        read("header backup", HEADER_BACKUP_OFFSET, &mut page)?;
+        read("header backup", base + HEADER_BACKUP_OFFSET, &mut page)?;
         let backup = parse_backup(&page);
-        let mut superblocks = SUPERBLOCK_OFFSETS.map(|_| Superblock::parse(&[]));
-        for (superblock, offset) in superblocks.iter_mut().zip(SUPERBLOCK_OFFSETS) {
-            read("superblock", offset, &mut page)?;
-            *superblock = Superblock::parse(&page);
-        }
-        Ok(Headers { file_bytes, front, backup, end, end_pair, superblocks })
+        Ok(Headers { file_bytes, front, backup, end, end_pair, base, superblocks })
     }
 
     /// Decides which structures count and what open has to do (FORMAT.md, "States and recovery").
@@ -117,6 +143,20 @@ impl Headers {
         let (footer, mut header) = pair.clone();
         self.refuse_newer(path, &footer)?;
         let cookie = header.cookie;
+        if let Some(head) = temporary_head(&header).filter(|_| !front_lost) {
+            if head != self.base {
+                let what = format!(
+                    "the dynamic header says that a temporary journal of {TEMPORARY_HEAD_BYTES} bytes at offset {head} ends \
+                     the file, which has {} bytes",
+                    self.file_bytes
+                );
+                let hint =
+                    "if the file was copied or cut, use the original; else run `cowvhd repair` on a copy";
+                return Err(Error::Damaged { path: path.to_path_buf(), what, hint });
+            }
+            let backup = self.backup.as_ref().ok().filter(|backup| backup.0.to_bytes() == footer.to_bytes());
+            header.data_offset = backup.map_or(u64::MAX, |(_, backup)| backup.data_offset);
+        }
         header.cookie = HeaderCookie::Normal;
         let superblock = self.superblock_of(&footer);
         let condition = match (
@@ -140,9 +180,9 @@ impl Headers {
             let at = if error.structure == "footer" { 0 } else { footer.data_offset };
             error.at(path, at)
         })?;
-        let stale = superblock.filter(|_| front_lost && condition == Condition::HalfClosed);
+        let stale = superblock.filter(|_| front_lost && condition == Condition::HalfClosed && self.base == 0);
         let doubt = doubt.or_else(|| self.stale_backup(&footer, &header, &stale?.0));
-        Ok(Decision { footer, header, condition, superblock, front_lost, doubt })
+        Ok(Decision { footer, header, base: self.base, condition, superblock, front_lost, doubt })
     }
 
     /// In a fixed disk all but the last sector is the guest's, who can write any VHD, dirty or not, to the start of it. So
@@ -159,7 +199,7 @@ impl Headers {
 
     /// Neither copy may say what only a newer version understands. The older one must not stand in: it describes a past.
     fn refuse_newer(&self, path: &Path, footer: &Footer) -> Result<()> {
-        for (superblock, at) in self.superblocks.iter().zip(SUPERBLOCK_OFFSETS) {
+        for (superblock, at) in self.superblocks.iter().zip(self.superblock_offsets()) {
             if let Err(SuperblockError::Newer { disk_id, error }) = superblock
                 && *disk_id == footer.unique_id
             {
@@ -171,10 +211,20 @@ impl Headers {
         Ok(())
     }
 
+    /// File offsets of superblock A and B.
+    pub(crate) fn superblock_offsets(&self) -> [u64; 2] {
+        SUPERBLOCK_OFFSETS.map(|offset| self.base + offset)
+    }
+
+    /// Whether a superblock is of the kind that stands where this one does.
+    fn is_in_place(&self, superblock: &Superblock) -> bool {
+        superblock.is_temporary() == (self.base != 0)
+    }
+
     /// Whether a superblock belongs to the disk that `footer` describes, be it one that only a newer version understands.
     fn has_superblock(&self, footer: &Footer) -> bool {
         self.superblocks.iter().any(|superblock| match superblock {
-            Ok(superblock) => superblock.disk_id == footer.unique_id,
+            Ok(superblock) => self.is_in_place(superblock) && superblock.disk_id == footer.unique_id,
             Err(SuperblockError::Newer { disk_id, .. }) => *disk_id == footer.unique_id,
             Err(SuperblockError::Invalid(_)) => false,
         })
@@ -202,8 +252,14 @@ impl Headers {
                 }
                 _ => Ok((front, false, None)),
             },
-            // The backup counts only where a superblock of the same disk vouches for it.
-            (Err(_), Ok(backup)) if self.has_superblock(&backup.0) => Ok((backup, true, None)),
+            // The backup counts only where a superblock of the same disk vouches for it. In an image made elsewhere a guest could
+            // have written both; then the footer at the end is that of another disk.
+            (Err(_), Ok(backup))
+                if self.has_superblock(&backup.0)
+                    && self.end.as_ref().map_or(true, |end| end.unique_id == backup.0.unique_id) =>
+            {
+                Ok((backup, true, None))
+            }
             (Err((at, error)), _) => match end_pair {
                 Some(pair) => {
                     let doubt =
@@ -260,7 +316,8 @@ impl Headers {
     /// The newest valid superblock of the disk that `footer` describes, and its place.
     fn superblock_of(&self, footer: &Footer) -> Option<(Superblock, usize)> {
         let of_this_disk = self.superblocks.iter().enumerate().filter_map(|(index, superblock)| {
-            let superblock = superblock.as_ref().ok().filter(|s| s.disk_id == footer.unique_id)?;
+            let superblock = superblock.as_ref().ok().filter(|s| self.is_in_place(s))?;
+            let superblock = Some(superblock).filter(|s| s.disk_id == footer.unique_id)?;
             Some((*superblock, index))
         });
         of_this_disk.max_by_key(|(superblock, _)| superblock.sequence)
@@ -297,6 +354,69 @@ impl Decision {
         Ok((footer, DynamicHeader { cookie: HeaderCookie::Normal, ..header }))
     }
 
+    /// How many blocks the disk has, as far as the table knows them.
+    fn disk_entries(&self) -> u32 {
+        u32::try_from(self.footer.current_size.div_ceil(self.header.block_size.into()))
+            .unwrap_or(u32::MAX)
+            .min(self.header.max_table_entries)
+    }
+
+    /// The places of an image made elsewhere whose temporary journal is at the end of the file: the ring, at once behind it the
+    /// table, at once behind that the head.
+    fn temporary_placement(&self, path: &Path) -> Result<Placement> {
+        let (superblock, at) = self.superblock.map_or((None, 0), |(superblock, index)| {
+            (Some(superblock), SUPERBLOCK_OFFSETS.get(index).map_or(0, |offset| self.base + offset))
+        });
+        let wrong = |field, offset, found: u64, expected: &str| {
+            Err(FormatError::new("superblock", field, offset, found, expected).at(path, at))
+        };
+        let Some(superblock) = superblock else {
+            return wrong("magic", 0, 0, "a superblock of the temporary journal");
+        };
+        let place = Placement {
+            ring_offset: superblock.ring_offset,
+            ring_bytes: superblock.ring_bytes,
+            table_offset: superblock.ring_offset.saturating_add(superblock.ring_bytes),
+            table_entries: self.disk_entries(),
+            slot_origin: superblock.slot_origin,
+            block_bytes: self.header.block_size,
+            temporary: Some(Temporary {
+                head: self.base,
+                table_offset: self.header.table_offset,
+                table_end: table_end(&self.header),
+            }),
+        };
+        let aligned = |offset: u64| offset.is_multiple_of(PAGE_BYTES);
+        if !aligned(place.ring_bytes) || !(MIN_RING_BYTES..=MAX_RING_BYTES).contains(&place.ring_bytes) {
+            return wrong("ring bytes", 88, place.ring_bytes, "whole pages, from 128 KiB to 16 MiB");
+        }
+        let table_bytes = place.table_pages_end().saturating_sub(place.table_offset);
+        if !aligned(place.ring_offset)
+            || table_bytes > MAX_TABLE_ROOM_BYTES
+            || place.table_pages_end() != self.base
+        {
+            return wrong(
+                "ring offset",
+                80,
+                place.ring_offset,
+                "a ring and a table that end where the head starts",
+            );
+        }
+        if !aligned(place.slot_origin)
+            || place.slot_origin < table_end(&self.header)
+            || place.slot_origin > place.ring_offset
+        {
+            return wrong(
+                "slot origin",
+                136,
+                place.slot_origin,
+                "a page between the block table and the ring",
+            );
+        }
+        writable_blocks(&place, path, self.footer.data_offset)?;
+        Ok(place)
+    }
+
     /// Where things lie, from the header and the superblock; checks that no area covers another and all lie in the file.
     pub(crate) fn placement(&self, path: &Path, file_bytes: u64) -> Result<Placement> {
         let header = &self.header;
@@ -307,6 +427,9 @@ impl Decision {
             return Err(FormatError::new("dynamic header", "table offset", 16, found, expected)
                 .at(path, self.footer.data_offset));
         }
+        if self.base != 0 {
+            return self.temporary_placement(path);
+        }
         let place = Placement {
             ring_offset: self.superblock.map_or(0, |(s, _)| s.ring_offset),
             ring_bytes: self.superblock.map_or(0, |(s, _)| s.ring_bytes),
@@ -314,12 +437,11 @@ impl Decision {
             // Of an image made elsewhere no more is read than the disk has blocks.
             table_entries: match self.superblock {
                 Some(_) => header.max_table_entries,
-                None => u32::try_from(self.footer.current_size.div_ceil(header.block_size.into()))
-                    .unwrap_or(u32::MAX)
-                    .min(header.max_table_entries),
+                None => self.disk_entries(),
             },
             slot_origin: self.superblock.map_or(table_end, |(s, _)| s.slot_origin),
             block_bytes: header.block_size,
+            temporary: None,
         };
         let Some((_, index)) = self.superblock else { return Ok(place) };
         let at = SUPERBLOCK_OFFSETS.get(index).copied().unwrap_or_default();
@@ -356,13 +478,26 @@ impl Decision {
         if place.slot_entry(0).is_none() {
             return wrong("slot origin", 136, place.slot_origin, "a place below 2 TiB");
         }
-        if !aligned(place.block_bytes.into()) || place.bitmap_bytes() > MAX_BITMAP_BYTES {
-            let found = place.block_bytes;
-            return Err(FormatError::new("dynamic header", "block size", 32, found, "4 KiB to 8 MiB")
-                .at(path, self.footer.data_offset));
-        }
+        writable_blocks(&place, path, self.footer.data_offset)?;
         Ok(place)
     }
+}
+
+/// Whether blocks are of a size that can be written to.
+pub(super) fn writable_blocks(place: &Placement, path: &Path, header_at: u64) -> Result<()> {
+    if u64::from(place.block_bytes).is_multiple_of(PAGE_BYTES) && place.bitmap_bytes() <= MAX_BITMAP_BYTES {
+        return Ok(());
+    }
+    let found = place.block_bytes;
+    Err(FormatError::new("dynamic header", "block size", 32, found, "4 KiB to 8 MiB").at(path, header_at))
+}
+
+/// The head of the temporary journal that a dynamic header names. In a closed image, and in one made here, the field is all ones,
+/// or whatever else another program has left there; no multiple of a page, at any rate.
+pub(crate) fn temporary_head(header: &DynamicHeader) -> Option<u64> {
+    let head = header.data_offset;
+    let names = header.cookie == HeaderCookie::Dirty && head != 0 && head.is_multiple_of(PAGE_BYTES);
+    names.then_some(head)
 }
 
 /// The smallest ring that holds the reserve for images and entries beside it, in bytes.
@@ -370,11 +505,11 @@ pub(crate) const MIN_RING_BYTES: u64 = 32 * PAGE_BYTES;
 /// The largest ring, in bytes: bounds the memory of a scan.
 pub(crate) const MAX_RING_BYTES: u64 = 16 << 20;
 /// From the start of the BAT to the first slot; bounds the memory that a table takes, whatever length a sparse file claims.
-const MAX_TABLE_ROOM_BYTES: u64 = 16 << 20;
+pub(super) const MAX_TABLE_ROOM_BYTES: u64 = 16 << 20;
 /// A block page is at most half bitmap, so that the header has room.
 const MAX_BITMAP_BYTES: u64 = 2048;
 
-fn table_end(header: &DynamicHeader) -> u64 {
+pub(super) fn table_end(header: &DynamicHeader) -> u64 {
     header.table_offset.saturating_add(vhd::bat_bytes(header.max_table_entries))
 }
 

@@ -55,7 +55,7 @@ impl Inspection {
                 Err(error) => return Err(error),
             }
         }
-        let Metadata { table, pages, allocated, overlay } = match replayed {
+        let Metadata { table, pages, allocated, mut overlay } = match replayed {
             Some(metadata) => metadata,
             None => Metadata {
                 table: table::read_table(&*opening.file, path, &place)?,
@@ -64,6 +64,7 @@ impl Inspection {
                 overlay: Overlay::default(),
             },
         };
+        opening.put_first_page(&mut overlay)?;
         let foreign = match opening.decision.condition {
             _ if opening.decision.superblock.is_none() => Foreign::Untouched,
             Condition::Clean => opening.foreign(&table::entries(&table, &place))?,

@@ -26,6 +26,7 @@ mod reserve;
 mod seal;
 mod session;
 mod table;
+mod temporary;
 mod units;
 mod write;
 
@@ -33,7 +34,7 @@ pub(crate) use below::{Below, Nothing};
 pub(crate) use create::{CreateParameters, NewImage, ParentLink, create};
 pub(crate) use fixed::{Fixed, FixedEnd, create_fixed, fixed_footer};
 pub(crate) use headers::{
-    Condition, Decision, HEADER_OFFSET, Headers, MAX_RING_BYTES, MIN_RING_BYTES, pair_bytes,
+    Condition, Decision, HEADER_OFFSET, Headers, MAX_RING_BYTES, MIN_RING_BYTES, pair_bytes, temporary_head,
 };
 pub(crate) use image::{Image, LockedImage, lock, open, open_read_only_file};
 pub(crate) use inspect::Inspection;
@@ -81,6 +82,8 @@ pub(crate) struct Layer {
     described: bool,
     /// Guest data that a journal holds and a read-only open must not write.
     overlay: Overlay,
+    /// In an image made elsewhere that is open for writing: what belongs to other structures than blocks.
+    kept: Vec<Range<u64>>,
     /// Present where the image is open for writing.
     session: Option<Session>,
     report: OpenReport,
@@ -262,7 +265,7 @@ impl Layer {
                 }
                 Mapping::Partial(slot) => slot,
             };
-            let Some(units) = &self.units else { return self.locate_sectors(slot, range, visit) };
+            let Some(units) = &self.units else { return self.locate_sectors(slot, None, range, visit) };
             // Without: the block is whole by now, or somewhere else.
             let Some(present) = units.get(slot) else { continue };
             for (run, is_present) in present.runs(range) {
@@ -271,7 +274,7 @@ impl Layer {
                         let at = self.place.data_offset(slot) + run.start;
                         visit(run, Located::File(at))?;
                     }
-                    false if present.is_mixed() => self.locate_sectors(slot, run, visit)?,
+                    false if present.is_mixed() => self.locate_sectors(slot, present.bits(), run, visit)?,
                     false => visit(run, Located::Absent)?,
                 }
             }
@@ -283,11 +286,15 @@ impl Layer {
     fn locate_sectors(
         &self,
         slot: u32,
+        bits: Option<&[u8]>,
         range: Range<u64>,
         visit: &mut dyn FnMut(Range<u64>, Located) -> Result<()>,
     ) -> Result<()> {
         let data = self.place.data_offset(slot);
-        let bits = self.read_bitmap(slot)?;
+        let bits = match bits {
+            Some(bits) => bits.to_vec(),
+            None => self.read_bitmap(slot)?,
+        };
         let sectors = (range.start / vhd::SECTOR) as u32..range.end.div_ceil(vhd::SECTOR) as u32;
         for run in bitmap::runs(&bits, sectors) {
             let from = (u64::from(run.sectors.start) * vhd::SECTOR).max(range.start);

@@ -13,16 +13,18 @@ use super::recover;
 use super::seal;
 use super::session::{Session, Superblocks};
 use super::table::{self, Survey};
+use super::temporary::kept_ranges;
 use super::units::Units;
 use crate::defect::{self, Defect};
 use crate::error::{Error, Result};
-use crate::ext::{HEADER_BACKUP_OFFSET, Lineage, Placement, Record, SessionId, feature};
+use crate::ext::{Lineage, Placement, Record, SessionId, feature};
 use crate::journal::{BlockPage, Journal, Ring, write_zeros, zero_range};
 use crate::sync::Arc;
 use crate::vfs::{Access, File, Vfs};
 use crate::vhd::{self, DynamicHeader, Footer, HeaderCookie};
 use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// What opening an image found and did.
@@ -88,6 +90,8 @@ pub(super) struct Ready {
     /// Unused slots below `fresh`, which read as zeros.
     pub(super) free: BTreeSet<u32>,
     pub(super) next_allocation: u64,
+    /// What belongs to other structures than blocks.
+    pub(super) kept: Vec<Range<u64>>,
     pub(super) foreign: Foreign,
 }
 
@@ -232,7 +236,9 @@ impl Opening {
             _ => self.foreign_blocks(&entries),
         };
         let map = BlockMap::new(entries.into_iter());
-        Ok(self.into_layer(map, Overlay::default(), None, foreign))
+        let mut overlay = Overlay::default();
+        self.put_first_page(&mut overlay)?;
+        Ok(self.into_layer(map, overlay, None, Vec::new(), foreign))
     }
 
     /// Replays the journal in memory; the file is not touched.
@@ -250,12 +256,17 @@ impl Opening {
                 map.set(header.block, Mapping::Whole(slot));
             }
         }
-        let overlay = Overlay::new(&self.place, &replay);
+        let mut overlay = Overlay::new(&self.place, &replay);
+        self.put_first_page(&mut overlay)?;
         drop(replay);
-        Ok(self.into_layer(map, overlay, None, Foreign::Untouched))
+        Ok(self.into_layer(map, overlay, None, Vec::new(), Foreign::Untouched))
     }
 
     fn read_write(self) -> Result<Layer> {
+        if self.decision.superblock.is_none() {
+            let (opening, superblocks, ready) = self.start_elsewhere()?;
+            return opening.into_session(superblocks, ready);
+        }
         let mut superblocks = self.writable()?;
         let opening = match self.decision.condition {
             Condition::Clean => self,
@@ -277,7 +288,11 @@ impl Opening {
     /// what the medium holds is read again. After a failed sync the cache may show metadata that the medium does not have.
     pub(super) fn settle(self, superblocks: &mut Superblocks) -> Result<Self> {
         self.marked(superblocks, self.sync())?;
-        self.file.forget_cached(self.place.slot_origin).map_err(self.io("dropping cached metadata"))?;
+        let metadata_end = match self.place.temporary {
+            None => self.place.slot_origin,
+            Some(_) => self.headers.file_bytes,
+        };
+        self.file.forget_cached(metadata_end).map_err(self.io("dropping cached metadata"))?;
         let Opening { snapshot_undone, maintenance, .. } = self;
         Ok(Opening { snapshot_undone, maintenance, ..Opening::new(self.vfs, self.file, &self.path)? })
     }
@@ -304,8 +319,7 @@ impl Opening {
     pub(super) fn superblocks(&self) -> Result<Superblocks> {
         let unsupported = |what: String| Err(Error::Unsupported { path: self.path.clone(), what });
         let Some((superblock, index)) = self.decision.superblock else {
-            let what = "the image was not made by cowvhd; this version writes to its own images only";
-            return unsupported(what.into());
+            return unsupported("it has no superblock: open it read-only".into());
         };
         let unknown = superblock.read_only_compatible & !feature::KNOWN_READ_ONLY_COMPATIBLE;
         if unknown != 0 {
@@ -313,20 +327,35 @@ impl Opening {
                 "the image uses features this version cannot write (bits {unknown:#x}): open it read-only"
             ));
         }
+        self.check_contradictions()?;
+        let other = self.headers.superblocks.get(1 - index.min(1));
+        let other_is_valid = other.is_some_and(|s| s.as_ref().is_ok_and(|s| s.disk_id == superblock.disk_id));
+        Ok(Superblocks::new(superblock, index, other_is_valid, self.headers.superblock_offsets()))
+    }
+
+    /// Fails where the file's structures do not allow any writing.
+    pub(super) fn check_contradictions(&self) -> Result<()> {
         if let Some(what) = self.decision.doubt.clone() {
             let hint = "open it read-only and copy what it holds, or run `cowvhd repair` on a copy";
             return Err(Error::Damaged { path: self.path.clone(), what, hint });
         }
         let header_at = self.decision.footer.data_offset;
         if header_at != HEADER_OFFSET {
-            return unsupported(format!(
+            let what = format!(
                 "its dynamic header is at offset {header_at}; this version writes only to images that have it at 512: \
                  open it read-only"
-            ));
+            );
+            return Err(Error::Unsupported { path: self.path.clone(), what });
         }
-        let other = self.headers.superblocks.get(1 - index.min(1));
-        let other_is_valid = other.is_some_and(|s| s.as_ref().is_ok_and(|s| s.disk_id == superblock.disk_id));
-        Ok(Superblocks::new(superblock, index, other_is_valid))
+        Ok(())
+    }
+
+    /// What belongs to other structures than blocks, in an image made elsewhere.
+    pub(super) fn kept(&self) -> Result<Vec<Range<u64>>> {
+        match self.place.temporary {
+            None => Ok(Vec::new()),
+            Some(_) => kept_ranges(&*self.file, &self.path, &self.decision, self.headers.file_bytes),
+        }
     }
 
     fn start_from_clean(&self, superblocks: &mut Superblocks) -> Result<Ready> {
@@ -350,20 +379,20 @@ impl Opening {
             self.punch_slots(&free)?;
             self.sync()?;
         }
-        Ok(Ready { session, entries, fresh: survey.fresh, free, next_allocation, foreign })
+        Ok(Ready { session, entries, fresh: survey.fresh, free, next_allocation, kept: Vec::new(), foreign })
     }
 
     /// Writes footer and header with its normal cookie to their backup place; durable on return.
     pub(super) fn write_backup(&self) -> Result<()> {
         let pair = pair_bytes(&self.decision.footer, &self.decision.header);
         self.file
-            .write_durable_at(&pair, HEADER_BACKUP_OFFSET)
-            .map_err(self.io("writing the header backup at offset 12288"))
+            .write_durable_at(&pair, self.place.backup_offset())
+            .map_err(self.io("writing the header backup"))
     }
 
     /// Writes the dynamic header with the given cookie; durable on return.
     pub(super) fn write_header(&self, cookie: HeaderCookie) -> Result<()> {
-        write_header(&*self.file, &self.decision.header, cookie)
+        write_header(&*self.file, &self.place, &self.decision.header, cookie)
             .map_err(self.io("writing the dynamic header at offset 512"))
     }
 
@@ -384,8 +413,16 @@ impl Opening {
         Ok(session)
     }
 
-    /// The file ends with the last slot below `fresh` and a sector of zeros. Not durable on return.
+    /// The file ends with the last slot below `fresh` and a sector of zeros; or, up to a temporary journal, all is zeros. Not
+    /// durable on return.
     pub(super) fn cut_behind(&self, fresh: u64) -> Result<()> {
+        if self.place.temporary.is_some() {
+            let (start, end) = (self.place.slot_offset(fresh), self.place.slots_end());
+            return match end.saturating_sub(start) {
+                0 => Ok(()),
+                length => zero_range(&*self.file, start, length).map_err(self.io("punching unused space")),
+            };
+        }
         self.file.set_len(self.place.file_bytes(fresh)).map_err(self.io("cutting the file"))?;
         write_zeros(&*self.file, self.place.slot_offset(fresh), vhd::SECTOR)
             .map_err(self.io("clearing the end of the file"))
@@ -411,7 +448,7 @@ impl Opening {
 
     /// The layer of a session whose metadata is all in place.
     fn into_session(self, superblocks: Superblocks, ready: Ready) -> Result<Layer> {
-        let Ready { session, entries, fresh, free, next_allocation, foreign } = ready;
+        let Ready { session, entries, fresh, free, next_allocation, kept, foreign } = ready;
         let ring = Ring::new(self.place.ring_offset, self.place.ring_bytes, session);
         let map = BlockMap::new(entries.iter().copied());
         let journal = Journal::new(ring, self.place, self.decision.footer.unique_id, entries);
@@ -419,7 +456,7 @@ impl Opening {
         let allocator = Allocator::new(self.place, free, fresh, file_bytes, next_allocation);
         let headers = (self.decision.footer.clone(), self.decision.header.clone());
         let session = Session::new(journal, allocator, superblocks, headers);
-        let layer = self.into_layer(map, Overlay::default(), Some(session), foreign);
+        let layer = self.into_layer(map, Overlay::default(), Some(session), kept, foreign);
         layer.clear_table_pages()?;
         Ok(layer)
     }
@@ -429,6 +466,7 @@ impl Opening {
         map: BlockMap,
         overlay: Overlay,
         session: Option<Session>,
+        kept: Vec<Range<u64>>,
         foreign: Foreign,
     ) -> Layer {
         let report = self.report(foreign);
@@ -445,6 +483,7 @@ impl Opening {
             units,
             described,
             overlay,
+            kept,
             session,
             report,
         }
@@ -454,9 +493,9 @@ impl Opening {
 /// Writes the dynamic header with the given cookie; durable on return.
 pub(super) fn write_header(
     file: &dyn File,
+    place: &Placement,
     header: &DynamicHeader,
     cookie: HeaderCookie,
 ) -> std::io::Result<()> {
-    let header = DynamicHeader { cookie, ..header.clone() };
-    file.write_durable_at(&header.to_bytes(), HEADER_OFFSET)
+    file.write_durable_at(&place.marked(header, cookie).to_bytes(), HEADER_OFFSET)
 }

@@ -30,6 +30,13 @@ impl Overlay {
         overlay
     }
 
+    /// Adds what is to be read instead of the file where nothing else is.
+    pub(crate) fn put_beneath(&mut self, offset: u64, bytes: &[u8]) {
+        let above = std::mem::take(&mut self.sectors);
+        self.insert(offset, bytes.len() as u64, Some(bytes));
+        self.sectors.extend(above);
+    }
+
     fn insert(&mut self, offset: u64, length: u64, bytes: Option<&[u8]>) {
         for index in 0..length / SECTOR {
             let mut content = Box::new([0; SECTOR_BYTES]);

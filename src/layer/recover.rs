@@ -15,7 +15,7 @@ use crate::error::{Error, FormatError, Result};
 use crate::ext::{PAGE_BYTES, Record, Superblock};
 use crate::journal::{BlockPage, Replay, ReplayError, Ring, Scan, write_zeros};
 use crate::vfs::FileExt;
-use crate::vhd::{DynamicHeader, HeaderCookie};
+use crate::vhd::HeaderCookie;
 use std::collections::BTreeSet;
 
 /// Recovers the image and names a session in it.
@@ -24,6 +24,7 @@ pub(super) fn recover(opening: &Opening, superblocks: &mut Superblocks) -> Resul
     let scan = scan_ring(opening)?;
     let replay = replay(opening, &scan)?;
     let entries: Vec<u32> = replay.entries().collect();
+    let kept = opening.kept()?;
     let survey = Survey::new(&opening.path, &opening.place, &entries, limit(opening, &replay))?;
     restore_lost_headers(opening)?;
     let foreign = opening.foreign_blocks(&entries);
@@ -50,7 +51,7 @@ pub(super) fn recover(opening: &Opening, superblocks: &mut Superblocks) -> Resul
     let next_allocation = superblocks.current.next_allocation.max(replay.next_allocation());
     drop(replay);
     let session = opening.start_session(superblocks, next_allocation)?;
-    Ok(Ready { session, entries, fresh: survey.fresh, free, next_allocation, foreign })
+    Ok(Ready { session, entries, fresh: survey.fresh, free, next_allocation, kept, foreign })
 }
 
 /// Where the block of an entry must end. A crash may have lost that the file grew over a block only as long as the block's alloc
@@ -64,7 +65,12 @@ pub(super) fn limit<'a>(opening: &Opening, replay: &'a Replay<'_>) -> impl Fn(u3
 /// left either of them in the cache and not on the medium, or in the middle of naming another parent.
 fn restore_lost_headers(opening: &Opening) -> Result<()> {
     let (footer, header) = (&opening.decision.footer, &opening.decision.header);
-    let dirty = DynamicHeader { cookie: HeaderCookie::Dirty, ..header.clone() };
+    if let Some(temporary) = opening.place.temporary.filter(|_| opening.decision.front_lost) {
+        opening.restore_first_page(&temporary)?;
+        opening.sync()?;
+        return opening.write_backup();
+    }
+    let dirty = opening.place.marked(header, HeaderCookie::Dirty);
     let front = pair_bytes(footer, &dirty);
     let write_front = || {
         let written = opening.file.write_durable_at(&front, 0);

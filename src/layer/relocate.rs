@@ -22,13 +22,13 @@ use std::ops::Range;
 const COPY_BYTES: u64 = 256 * 1024;
 
 impl Layer {
-    /// Moves the blocks that start in a page of the BAT. If that fails, the image is closed again as well as it can be.
+    /// Moves the blocks that share a page with metadata. If that fails, the image is closed again as well as it can be.
     pub(super) fn clear_table_pages(&self) -> Result<()> {
         let Some(session) = &self.session else { return Ok(()) };
         let in_the_way: Vec<u32> = (0..self.place.table_entries)
             .filter(|&block| {
                 let slot = self.map.get(block).slot();
-                slot.is_some_and(|slot| self.place.bitmap_offset(slot) < self.place.table_pages_end())
+                slot.is_some_and(|slot| self.place.shares_metadata_page(slot))
             })
             .collect();
         if in_the_way.is_empty() {
@@ -58,7 +58,7 @@ impl Layer {
         let slot = session.allocator.lock().reserve(&*self.file);
         let slot = slot.map_err(|error| Error::io(&self.path, "extending the image", error))?;
         let Some(slot) = slot else {
-            let what = "a block that shares a page with the block table has to move".to_string();
+            let what = "a block that shares a page with metadata has to move".to_string();
             return Err(Error::NoSpace { path: self.path.clone(), what });
         };
         let copied = self.copy_block(block, slot);
@@ -68,7 +68,7 @@ impl Layer {
             Ok(_) if self.map.get(block).slot() != old => allocator.give_up(slot),
             Ok(bits) => {
                 if let (Some(units), Some(bits)) = (&self.units, bits) {
-                    units.insert(slot, PresentUnits::from_bitmap(bits, self.place.block_bytes));
+                    units.insert(slot, PresentUnits::of_moved_block(bits, self.place.block_bytes));
                 }
                 let runs = bits.as_ref().map(|bits| self.set_runs(bits));
                 allocator.move_block(&self.map, block, slot, runs.as_deref());

@@ -36,6 +36,11 @@ impl Layer {
         let mut core = session.core.lock();
         session.check(&self.path)?;
         self.check_open()?;
+        if self.place.temporary.is_some() {
+            let what = "it was made by another program and has no room for other parent locators: convert it \
+                        (`cowvhd convert`) and use the copy";
+            return Err(Error::Unsupported { path: self.path.clone(), what: what.into() });
+        }
         if !defect::active(Defect::RepointWithoutFlush) {
             self.flush_locked(session, &mut core)?;
             // So that the ring has room, and that nothing but the headers waits to come in place.

@@ -105,7 +105,7 @@ pub(super) fn finish(
     superblocks.write_next(file)?;
     // Both superblocks say now that the journal counts no more.
     zero_range(file, place.ring_offset, place.ring_bytes)?;
-    write_header(file, header, HeaderCookie::Normal)?;
+    write_header(file, place, header, HeaderCookie::Normal)?;
     file.set_modified(superblocks.current.fingerprint.modified)?;
     // The seal keeps writers of ours away; this is for other programs, as far as the file system knows permissions.
     let _ = file.set_read_only(true);

@@ -6,7 +6,7 @@ use super::flush::FlushGate;
 use super::headers::HeaderPair;
 use super::holes::Holes;
 use crate::error::{Error, Result};
-use crate::ext::{MAX_COUNTER, Placement, SUPERBLOCK_OFFSETS, SessionId, State, Superblock, Tail, feature};
+use crate::ext::{MAX_COUNTER, Placement, SessionId, State, Superblock, Tail, feature};
 use crate::journal::{Failure, Journal};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::vfs::File;
@@ -133,19 +133,21 @@ pub(crate) struct Superblocks {
     index: usize,
     /// The other place holds an older one.
     other_is_valid: bool,
+    /// Their file offsets.
+    offsets: [u64; 2],
 }
 
 impl Superblocks {
-    pub(super) fn new(current: Superblock, index: usize, other_is_valid: bool) -> Self {
+    pub(super) fn new(current: Superblock, index: usize, other_is_valid: bool, offsets: [u64; 2]) -> Self {
         let compatible = current.compatible & feature::KNOWN_COMPATIBLE;
-        Superblocks { current: Superblock { compatible, ..current }, index, other_is_valid }
+        Superblocks { current: Superblock { compatible, ..current }, index, other_is_valid, offsets }
     }
 
     /// Writes the current content, with the next sequence, over the older of the two copies; durable on return.
     pub(super) fn write_next(&mut self, file: &dyn File) -> std::io::Result<()> {
         let index = 1 - self.index.min(1);
         self.current.sequence = self.current.sequence.saturating_add(1);
-        let offset = SUPERBLOCK_OFFSETS.get(index).copied().unwrap_or_default();
+        let offset = self.offsets.get(index).copied().unwrap_or_default();
         file.write_durable_at(&self.current.to_bytes(), offset)?;
         self.index = index;
         Ok(())

@@ -135,10 +135,13 @@ impl Survey {
         let mut off_grid = Vec::new();
         for (block, &entry) in entries.iter().enumerate().filter(|&(_, &entry)| entry != vhd::UNALLOCATED) {
             let start = place.bitmap_offset(entry);
-            if start < place.table_end() {
-                let end = place.table_end();
+            if !place.is_clear(entry) {
+                let what = match place.temporary {
+                    None => format!("inside the metadata below {}", place.table_end()),
+                    Some(_) => "over the headers, the block table or the temporary journal".into(),
+                };
                 return Err(damaged(format!(
-                    "block table entry {block} is sector {entry} (offset {start}), inside the metadata below {end}"
+                    "block table entry {block} is sector {entry} (offset {start}), {what}"
                 )));
             }
             let (end, length) = (place.block_end(entry), limit(entry));

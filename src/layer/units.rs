@@ -31,13 +31,15 @@ pub(super) struct PresentUnits {
     units: u32,
     /// Sectors of absent units may be present.
     mixed: bool,
+    /// The bitmap that says which, if a checkpoint may not have brought all of it in place.
+    bits: Option<Box<[u8]>>,
 }
 
 impl PresentUnits {
     fn none(block_bytes: u32) -> Self {
         let units = block_bytes.div_ceil(UNIT_BYTES as u32);
         let words = (0..units.div_ceil(WORD_BITS)).map(|_| AtomicU64::new(0)).collect();
-        PresentUnits { words, units, mixed: false }
+        PresentUnits { words, units, mixed: false, bits: None }
     }
 
     /// As a block's bitmap says.
@@ -52,6 +54,19 @@ impl PresentUnits {
             }
         }
         present
+    }
+
+    /// The same for a block that has just moved: its bitmap goes through the journal, in one entry or in several with checkpoints
+    /// between, and in place there may be none of it, or a part.
+    pub(super) fn of_moved_block(bits: &[u8], block_bytes: u32) -> Self {
+        let mut present = Self::from_bitmap(bits, block_bytes);
+        present.bits = present.mixed.then(|| bits.into());
+        present
+    }
+
+    /// The bitmap as far as absent units are concerned, if the file may lack it.
+    pub(super) fn bits(&self) -> Option<&[u8]> {
+        self.bits.as_deref()
     }
 
     /// Whether sectors of absent units may be present.

@@ -85,6 +85,9 @@ pub struct Bounds {
     pub seeded: usize,
     /// No more than this in all.
     pub most: usize,
+    /// Writes that touch this part of a file, from the first byte to the second, never leave garbage: there metadata shares physical
+    /// sectors with a guest's data.
+    pub spared: (u64, u64),
 }
 
 impl Bounds {
@@ -96,13 +99,14 @@ impl Bounds {
             tears: most,
             seeded: most,
             most,
+            spared: (0, 0),
         }
     }
 
     /// Every subset of up to 12 pieces; of more, all that lack or hold at most 3, and 1000 seeded ones; up to two writes torn
     /// in every way.
     pub fn full() -> Self {
-        Bounds { every_subset: 12, apart: 3, tears: 1 << 17, seeded: 1000, most: usize::MAX }
+        Bounds { every_subset: 12, apart: 3, tears: 1 << 17, seeded: 1000, most: usize::MAX, spared: (0, 0) }
     }
 }
 
@@ -140,9 +144,11 @@ impl CrashPoint {
         let mut rng = Rng::new(seed);
         for _ in 0..bounds.seeded {
             let style = rng.below(4);
-            let pieces = (0..count).map(|_| match (style, rng.below(4)) {
+            let spared = self.spared(bounds);
+            let pieces = (0..count).map(|piece| match (style, rng.below(4)) {
                 (1, 0) | (2, 0 | 1) => Fate::Torn(rng.next_u64()),
-                (3, 0 | 1) => Fate::Garbage(rng.next_u64()),
+                (3, 0 | 1) if !spared.contains(&piece) => Fate::Garbage(rng.next_u64()),
+                (3, 0 | 1) => Fate::Torn(rng.next_u64()),
                 (_, choice) => Fate::kept_if(choice & 1 == 1),
             });
             let pieces = pieces.collect();
@@ -151,6 +157,17 @@ impl CrashPoint {
                 return;
             }
         }
+    }
+
+    /// The pieces that never leave garbage.
+    fn spared(&self, bounds: &Bounds) -> Vec<usize> {
+        let (from, to) = bounds.spared;
+        let touches = |change: &Change| match change {
+            Change::Write { offset, bytes } => *offset < to && offset + bytes.len() as u64 > from,
+            Change::Punch { .. } | Change::SetLength(_) => false,
+        };
+        let changes = self.files.values().flat_map(|file| &file.pending);
+        changes.enumerate().filter(|(_, change)| touches(change)).map(|(piece, _)| piece).collect()
     }
 
     /// The state that `fates` leave, which were made for this crash point (`None` if their number shows that they were not).

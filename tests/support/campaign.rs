@@ -1,6 +1,8 @@
 //! Many workloads of all kinds, on all cores, until enough states were judged; and one state of one of them again.
 
-use crate::crash::{CHILD, Explorer, FIXED, Failure, SMALL, Segment, Shape, StatePath, USED, WIDE, Workload};
+use crate::crash::{
+    ALIGNED, CHILD, Explorer, FIXED, Failure, PACKED, SMALL, Segment, Shape, StatePath, USED, WIDE, Workload,
+};
 use cowvhd::sim::Bounds;
 use std::fmt;
 use std::io::Write;
@@ -30,6 +32,12 @@ pub const PLANS: &[Plan] = &[
     ("child-busy", CHILD, Weather::Busy, 60),
     ("child-faulty", CHILD, Weather::Faulty, 60),
     ("used-busy", USED, Weather::Busy, 60),
+    ("packed", PACKED, Weather::Calm, 60),
+    ("packed-busy", PACKED, Weather::Busy, 60),
+    ("packed-faulty", PACKED, Weather::Faulty, 60),
+    ("aligned", ALIGNED, Weather::Calm, 60),
+    ("aligned-busy", ALIGNED, Weather::Busy, 60),
+    ("aligned-faulty", ALIGNED, Weather::Faulty, 60),
     ("fixed", FIXED, Weather::Calm, 60),
     ("fixed-busy", FIXED, Weather::Busy, 60),
     ("fixed-faulty", FIXED, Weather::Faulty, 60),

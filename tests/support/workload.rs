@@ -1,6 +1,8 @@
 //! Random requests to a disk on a simulated medium, with the history of what was asked and flushed.
 
 use cowvhd::sim::{CrashPoint, Fault, FaultPlan, History, Rng, SimVfs, Underway};
+use cowvhd::vfs::Vfs;
+use cowvhd::vhd::{DiskType, DynamicHeader, Footer, Timestamp, UniqueId};
 use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions, ZeroMode};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -21,8 +23,20 @@ pub struct Shape {
     pub fixed: bool,
     /// A differencing disk, over a parent that holds data here and there.
     pub child: bool,
+    /// An image that another program made.
+    pub elsewhere: Option<Elsewhere>,
     /// All blocks once held canaries; another program took them out of the table, and left them in the file.
     pub canaries: bool,
+}
+
+/// How another program lays an image out. Its table starts at once behind the header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// Blocks follow each other without gaps, from the end of the table on, as QEMU does it; else their data is aligned to pages, with
+    /// a gap in front.
+    pub packed: bool,
+    /// Bytes of the footer at the end.
+    pub footer_bytes: usize,
 }
 
 /// A few blocks of four pages and the smallest ring: checkpoints and reuse come often.
@@ -33,6 +47,7 @@ pub const SMALL: Shape = Shape {
     hot_blocks: &[0..4, 4..8],
     fixed: false,
     child: false,
+    elsewhere: None,
     canaries: false,
 };
 /// The same requests on a fixed disk. Its size is whole physical sectors: where the footer shares one with the guest, a drive
@@ -45,6 +60,12 @@ pub const CHILD: Shape = Shape { child: true, ..SMALL };
 /// The small disk in a file full of what the guest does not own.
 #[allow(dead_code, reason = "not every test has one")]
 pub const USED: Shape = Shape { canaries: true, ..SMALL };
+/// The small disk as QEMU lays it out: footer, header, table and the first block share pages.
+#[allow(dead_code, reason = "not every test has one")]
+pub const PACKED: Shape = Shape { elsewhere: Some(Elsewhere { packed: true, footer_bytes: 512 }), ..SMALL };
+/// The small disk with data aligned to pages, as blktap and Windows lay it out, and with the footer of old programs.
+#[allow(dead_code, reason = "not every test has one")]
+pub const ALIGNED: Shape = Shape { elsewhere: Some(Elsewhere { packed: false, footer_bytes: 511 }), ..SMALL };
 /// Blocks spread over many pages of the block table, more than may wait for an image.
 pub const WIDE: Shape = Shape {
     block_bytes: 4 << 10,
@@ -66,6 +87,7 @@ pub const WIDE: Shape = Shape {
     ],
     fixed: false,
     child: false,
+    elsewhere: None,
     canaries: false,
 };
 
@@ -202,7 +224,9 @@ impl Workload {
             .vfs(Arc::new(vfs.clone()));
         let options = if shape.fixed { options.fixed() } else { options };
         let mut history = History::default();
-        if shape.child {
+        if let Some(elsewhere) = shape.elsewhere {
+            write_elsewhere(&vfs, shape, elsewhere, &mut history, &mut Rng::new(seed));
+        } else if shape.child {
             options.create(Path::new(PARENT_PATH)).unwrap();
             write_parent(&vfs, shape, &mut history, &mut Rng::new(seed));
             CreateOptions::child_of(Path::new(PARENT_PATH))
@@ -372,6 +396,63 @@ fn write_parent(vfs: &SimVfs, shape: Shape, history: &mut History, rng: &mut Rng
         }
     }
     disk.close().unwrap();
+}
+
+impl Shape {
+    /// The part of the file where a guest's data shares physical sectors with metadata, and with other blocks: there a drive that
+    /// leaves garbage is as bad as on the disk that the other program made.
+    pub fn spared(&self) -> (u64, u64) {
+        match self.elsewhere {
+            Some(Elsewhere { packed: true, .. }) => {
+                let blocks = self.size.div_ceil(self.block_bytes.into());
+                (4096, 2048 + blocks * (512 + u64::from(self.block_bytes)))
+            }
+            _ => (0, 0),
+        }
+    }
+}
+
+/// Writes an image as another program would, with data in about half of its blocks, and clear bits in some.
+fn write_elsewhere(vfs: &SimVfs, shape: Shape, elsewhere: Elsewhere, history: &mut History, rng: &mut Rng) {
+    let in_block = u64::from(shape.block_bytes) / SECTOR;
+    let blocks = shape.size.div_ceil(shape.block_bytes.into());
+    let id = UniqueId::from_bytes([9; 16]);
+    let footer = Footer::new(DiskType::Dynamic, shape.size, id, Timestamp(1)).to_bytes();
+    let header = DynamicHeader::new(1536, blocks as u32, shape.block_bytes);
+    let mut table = vec![0xff; blocks.next_multiple_of(128) as usize * 4];
+    let mut at = 1536 + table.len() as u64;
+    let mut parts: Vec<(u64, Vec<u8>)> = vec![(0, footer.to_vec()), (512, header.to_bytes().to_vec())];
+    // In no order.
+    for block in (0..blocks).rev().filter(|_| !rng.one_in(2)).collect::<Vec<_>>() {
+        if !elsewhere.packed {
+            at = (at + 512 + 4096 * rng.below(3)).next_multiple_of(4096) - 512;
+        }
+        let (mut bits, mut data) = (vec![0xff; 512], vec![0; shape.block_bytes as usize]);
+        History::fill(history.new_value(), &mut data);
+        if rng.one_in(3) {
+            let first = rng.below(in_block);
+            data[(first * SECTOR) as usize..].fill(0);
+            for sector in first..in_block {
+                bits[sector as usize / 8] &= !(0x80 >> (sector % 8));
+            }
+        }
+        let first = block * in_block;
+        let sectors = in_block.min(shape.size / SECTOR - first);
+        history.continue_from(first, &data[..(sectors * SECTOR) as usize]);
+        table[block as usize * 4..][..4].copy_from_slice(&((at / SECTOR) as u32).to_be_bytes());
+        bits.extend(data);
+        let length = bits.len() as u64;
+        parts.push((at, bits));
+        at += length;
+    }
+    parts.push((1536, table));
+    parts.push((at, footer[..elsewhere.footer_bytes].to_vec()));
+    let file = vfs.create_new(Path::new(PATH)).unwrap();
+    for (at, bytes) in parts {
+        assert_eq!(file.write_at(&bytes, at).unwrap(), bytes.len());
+    }
+    file.sync_data().unwrap();
+    vfs.sync_dir(Path::new("/")).unwrap();
 }
 
 /// Fills the disk with a value that no request writes; then another program takes its blocks out of the table, and leaves

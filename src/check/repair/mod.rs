@@ -193,6 +193,12 @@ impl Target<'_> {
             let new = |work: &Work| !tried.contains(&work.what);
             works.into_iter().filter(|work| (work.safe || consent == Consent::All) && new(work)).collect()
         };
+        if let Some(image) = &examined.image
+            && image.place().temporary.is_some()
+        {
+            // Its structures lie elsewhere; what an open does not mend is left alone.
+            return Ok(allowed(superblocks::reopen(image, &examined.report, &*self.file, self.path, false)?));
+        }
         let copies = allowed(copies::works(examined, &*self.file, self.path)?);
         if !copies.is_empty() {
             return Ok(copies);

@@ -55,10 +55,12 @@ fn new_superblocks(
         table_entries: header.max_table_entries,
         slot_origin: table_offset.saturating_add(BAT_ROOM_BYTES),
         block_bytes: header.block_size,
+        temporary: None,
     };
     let table_bytes = vhd::bat_bytes(header.max_table_entries);
     let fits = footer.disk_type != DiskType::Fixed
         && footer.data_offset == layer::HEADER_OFFSET
+        && layer::temporary_head(header).is_none()
         && ring_bytes >= MIN_RING_BYTES
         && table_bytes <= BAT_ROOM_BYTES
         && u64::from(header.block_size).is_multiple_of(PAGE_BYTES)
