@@ -85,6 +85,8 @@ defects! {
     MarkBeforeJournal,
     /// Of the first page of an image made elsewhere only footer and header come back.
     FirstPageNotKept,
+    /// An upgrade replaces the headers before the private area is durable.
+    UpgradeWithoutSync,
     /// Entries count without a right CRC.
     EntryCrcUnchecked,
     /// A leaf that is sealed for a VM state gives its name away whether the state was committed or not.

@@ -64,6 +64,7 @@ pub mod sim;
 pub mod snapshot;
 pub mod state;
 mod sync;
+mod upgrade;
 pub mod vfs;
 pub mod vhd;
 
@@ -72,3 +73,4 @@ pub use disk::{
     OpenOptions, ZeroMode,
 };
 pub use error::{Error, ErrorKind, FormatError, Result};
+pub use upgrade::upgrade;

@@ -30,6 +30,7 @@ mod shutdown;
 mod size;
 mod snapshot;
 mod status;
+mod upgrade;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
@@ -62,6 +63,7 @@ enum Verb {
     Check(check::Check),
     Repair(repair::Repair),
     Snapshot(snapshot::Snapshot),
+    Upgrade(upgrade::Upgrade),
     Serve(serve::Serve),
     Status(status::StatusOf),
     Completions(completions::Completions),
@@ -85,6 +87,7 @@ fn main() -> ExitCode {
         Verb::Check(check) => return check.run(),
         Verb::Repair(repair) => return repair.run(),
         Verb::Snapshot(snapshot) => snapshot.run(),
+        Verb::Upgrade(upgrade) => upgrade.run(),
         Verb::Serve(serve) => serve.run(),
         Verb::Status(status) => status.run(),
         Verb::Completions(completions) => completions.run(),

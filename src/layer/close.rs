@@ -36,7 +36,10 @@ impl Layer {
         let result = self
             .flush_locked(session, &mut core)
             .and_then(|()| self.reclaim_locked(session, &mut core))
-            .and_then(|()| Survey::new(&self.path, &self.place, core.journal.table(), |_| u64::MAX))
+            .and_then(|()| {
+                let place = self.upgrade.as_ref().unwrap_or(&self.place);
+                Survey::new(&self.path, place, core.journal.table(), |_| u64::MAX)
+            })
             .and_then(|survey| {
                 let Superblock { lineage, fingerprint, .. } = core.superblocks.current;
                 // Maintenance of a sealed image leaves its time.
@@ -101,7 +104,7 @@ impl Layer {
     ) -> Result<(), Failure> {
         if let Some(temporary) = &self.place.temporary {
             let next_allocation = session.allocator.lock().next_allocation();
-            return self.leave_clean(core, temporary, next_allocation);
+            return self.leave_clean(core, temporary, fresh, next_allocation);
         }
         let file = &*self.file;
         let failed = |operation| move |error| Failure { operation, error, fatal: false };

@@ -28,6 +28,7 @@ mod session;
 mod table;
 mod temporary;
 mod units;
+mod upgrade;
 mod write;
 
 pub(crate) use below::{Below, Nothing};
@@ -44,6 +45,7 @@ pub(crate) use open::{Foreign, OpenReport, foreign_changes};
 pub(crate) use overlay::Overlay;
 pub(crate) use seal::{Seal, StateLink, refusal};
 pub(crate) use table::entries_crc;
+pub(crate) use upgrade::upgrade;
 
 use crate::error::{Error, Result};
 use crate::ext::{BlockHeader, PAGE_BYTES, Placement};
@@ -82,6 +84,8 @@ pub(crate) struct Layer {
     described: bool,
     /// Guest data that a journal holds and a read-only open must not write.
     overlay: Overlay,
+    /// The places that the image is to have when the session ends.
+    upgrade: Option<Placement>,
     /// In an image made elsewhere that is open for writing: what belongs to other structures than blocks.
     kept: Vec<Range<u64>>,
     /// Present where the image is open for writing.

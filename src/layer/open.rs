@@ -76,6 +76,8 @@ pub(super) struct Opening {
     pub(super) snapshot_undone: bool,
     /// A sealed image is opened, too: for what changes nothing that a guest sees.
     pub(super) maintenance: bool,
+    /// The places that the image is to have when the session ends.
+    pub(super) upgrade: Option<Placement>,
     /// A sync of this opening failed.
     sync_failed: Cell<bool>,
 }
@@ -122,6 +124,7 @@ impl Opening {
             place,
             snapshot_undone: false,
             maintenance: false,
+            upgrade: None,
             sync_failed,
         };
         opening.take_journaled_headers();
@@ -483,6 +486,7 @@ impl Opening {
             units,
             described,
             overlay,
+            upgrade: self.upgrade,
             kept,
             session,
             report,

@@ -38,6 +38,7 @@ pub(super) fn recover(opening: &Opening, superblocks: &mut Superblocks) -> Resul
         opening.file.set_len(end).map_err(opening.io("extending the file over its last block"))?;
     }
     write_in_place(opening, &replay)?;
+    opening.wipe_cut_upgrade(&entries)?;
     if !defect::active(Defect::RecoveryKeepsTail) {
         opening.cut_behind(survey.fresh)?;
     }

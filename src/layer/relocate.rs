@@ -13,6 +13,7 @@ use super::below::Nothing;
 use super::map::Mapping;
 use super::session::Session;
 use super::units::PresentUnits;
+use super::upgrade::blocks_in_the_way;
 use crate::error::{Error, Result};
 use crate::sync::Ordering;
 use crate::vfs::FileExt;
@@ -25,12 +26,15 @@ impl Layer {
     /// Moves the blocks that share a page with metadata. If that fails, the image is closed again as well as it can be.
     pub(super) fn clear_table_pages(&self) -> Result<()> {
         let Some(session) = &self.session else { return Ok(()) };
-        let in_the_way: Vec<u32> = (0..self.place.table_entries)
-            .filter(|&block| {
-                let slot = self.map.get(block).slot();
-                slot.is_some_and(|slot| self.place.shares_metadata_page(slot))
-            })
-            .collect();
+        let in_the_way: Vec<u32> = match &self.upgrade {
+            Some(target) => blocks_in_the_way(&self.map, target),
+            None => (0..self.place.table_entries)
+                .filter(|&block| {
+                    let slot = self.map.get(block).slot();
+                    slot.is_some_and(|slot| self.place.shares_metadata_page(slot))
+                })
+                .collect(),
+        };
         if in_the_way.is_empty() {
             return Ok(());
         }

@@ -140,7 +140,9 @@ impl Opening {
         let superblocks = Superblocks::new(superblock, 1, true, offsets);
         let headers = Headers { base: temporary.head, file_bytes: place.file_bytes(0), ..self.headers };
         let decision = Decision { base: temporary.head, superblock: Some((superblock, 1)), ..self.decision };
-        let opening = Opening::from_parts(self.vfs, self.file, &self.path, headers, decision, place);
+        let upgrade = self.upgrade;
+        let mut opening = Opening::from_parts(self.vfs, self.file, &self.path, headers, decision, place);
+        opening.upgrade = upgrade;
         opening.write_header(HeaderCookie::Dirty)?;
         let free: BTreeSet<u32> = survey.free_slots(&place).collect();
         // The old footer, and whatever else another program has left.
@@ -155,9 +157,7 @@ impl Opening {
     fn temporary_place(&self, entries: &[u32], kept: &[Range<u64>]) -> Result<Placement> {
         let header = &self.decision.header;
         let file_end = self.headers.file_bytes.next_multiple_of(PAGE_BYTES);
-        let ring_bytes = (self.decision.footer.current_size / 512)
-            .clamp(MIN_RING_BYTES, RING_BYTES)
-            .next_multiple_of(PAGE_BYTES);
+        let ring_bytes = ring_bytes(&self.decision.footer);
         let temporary =
             Temporary { head: u64::MAX, table_offset: header.table_offset, table_end: table_end(header) };
         // Places that leave all the room there is, to see where the last block is.
@@ -167,7 +167,13 @@ impl Opening {
             temporary: Some(temporary),
             ..self.place
         };
-        let wide = Placement { slot_origin: slot_origin(&wide, &temporary, entries, kept), ..wide };
+        let origin = slot_origin(&wide, &temporary, entries, kept);
+        // For an upgrade, on the grid that the image will have.
+        let origin = self.upgrade.map_or(origin, |target| {
+            let slots = origin.saturating_sub(target.slot_origin).div_ceil(target.slot_stride());
+            target.slot_offset(slots)
+        });
+        let wide = Placement { slot_origin: origin, ..wide };
         let survey = Survey::new(&self.path, &wide, entries, |_| self.headers.file_bytes)?;
         let blocks = u64::from(wide.table_entries);
         let room = blocks + blocks.min(SPARE_SLOTS) + 8;
@@ -250,6 +256,11 @@ impl Opening {
     }
 }
 
+/// The length of a ring for a disk, in bytes: shorter for small ones.
+pub(super) fn ring_bytes(footer: &Footer) -> u64 {
+    (footer.current_size / 512).clamp(MIN_RING_BYTES, RING_BYTES).next_multiple_of(PAGE_BYTES)
+}
+
 /// The lowest place from which on every block stands on one grid, with the page in front of its data to itself. Blocks that an
 /// earlier session placed do, so what they leave free is used again. Those of other programs do not, but for a coincidence: some
 /// of them come to stand where one of ours would, with another one's data in front of them.
@@ -306,6 +317,7 @@ impl Layer {
         &self,
         core: &mut SessionCore,
         temporary: &Temporary,
+        fresh: u64,
         next_allocation: u64,
     ) -> Result<(), Failure> {
         let file = &*self.file;
@@ -320,6 +332,9 @@ impl Layer {
             let sequence = core.superblocks.current.sequence;
             core.superblocks.current = Superblock { sequence, ..dirty };
             return Err(failed("writing a superblock")(error));
+        }
+        if let Some(place) = &self.upgrade {
+            return self.become_ours(core, place, fresh, next_allocation);
         }
         let pair = core.headers.clone();
         for (at, page) in self

@@ -413,7 +413,14 @@ impl Shape {
 }
 
 /// Writes an image as another program would, with data in about half of its blocks, and clear bits in some.
-fn write_elsewhere(vfs: &SimVfs, shape: Shape, elsewhere: Elsewhere, history: &mut History, rng: &mut Rng) {
+#[allow(dead_code, reason = "not every test has one")]
+pub fn write_elsewhere(
+    vfs: &SimVfs,
+    shape: Shape,
+    elsewhere: Elsewhere,
+    history: &mut History,
+    rng: &mut Rng,
+) {
     let in_block = u64::from(shape.block_bytes) / SECTOR;
     let blocks = shape.size.div_ceil(shape.block_bytes.into());
     let id = UniqueId::from_bytes([9; 16]);
