@@ -2,7 +2,7 @@
 //! and once upgraded it is an image like those made here.
 
 #![cfg(feature = "sim")]
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "support/crash.rs"]
 #[allow(dead_code, reason = "shared with the other tests of crashes")]

@@ -347,6 +347,9 @@ impl Workload {
         drop(disk);
         self.injected += self.vfs.injected_faults();
         self.vfs.set_faults(FaultPlan::default());
+        if closed && self.shape.elsewhere.is_some() && self.rng.one_in(2) {
+            cowvhd::upgrade(Arc::new(self.vfs.clone()), Path::new(PATH)).unwrap();
+        }
         self.open();
         let content = read_hot(&self.shared.disk(), self.shape).unwrap();
         let mut history = self.shared.history.lock().unwrap();
