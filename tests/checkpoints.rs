@@ -107,3 +107,33 @@ fn a_checkpoint_that_is_dropped_leaves_the_disk_as_it_was() {
     assert_eq!(page, [3; 4096]);
     assert!(vfs.paths().contains(&"/a@two+ram.vmstate".into()));
 }
+
+/// Between its seal and the commit a leaf is no parent: it may become writable again, or another file gets its name.
+#[test]
+fn no_disk_is_made_over_a_leaf_in_the_middle_of_a_snapshot() {
+    let mut refused = 0;
+    for count in [1, 2] {
+        let points = Story::new(count as u64, count).record();
+        for (p, point) in points.iter().enumerate() {
+            point.for_each_state(p as u64, &Bounds::sample(bound(4)), |state| {
+                let vfs = state.to_vfs(state.hash);
+                let shared: Arc<dyn Vfs> = Arc::new(vfs.clone());
+                let (leaf, clone) = (Path::new("/a.vhd"), Path::new("/clone.vhd"));
+                let options = || OpenOptions::new().vfs(Arc::clone(&shared));
+                match CreateOptions::child_of(leaf).vfs(Arc::clone(&shared)).create(clone) {
+                    Ok(()) => {}
+                    Err(error) => refused += u32::from(error.to_string().contains("a snapshot of it")),
+                }
+                // Whatever becomes of the leaf, what was made can be read.
+                let _ = options().open(leaf);
+                if vfs.paths().iter().any(|path| path == clone) {
+                    options()
+                        .open(clone)
+                        .unwrap_or_else(|error| panic!("point {p}, {}: {error}", state.fates()));
+                }
+                true
+            });
+        }
+    }
+    assert!(refused > 10, "{refused}");
+}

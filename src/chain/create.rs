@@ -1,6 +1,7 @@
 //! A new differencing image over a parent: the parent is sealed if it is not, and notes its child before the child has a name.
 
 use super::commit;
+use super::leaf::Leaf;
 use super::locate::{ParentPolicy, folder};
 use super::open::{link_to, open_from, open_parents};
 use super::parent::ParentImage;
@@ -80,12 +81,29 @@ fn parent_shape(
         let what = format!("{}: its chain has {MAX_DEPTH} layers already", parent.display());
         return Err(Error::Invalid { what });
     };
+    check_settled(&**vfs, parent, image)?;
     Ok(ParentShape {
         size: image.footer().current_size,
         block_bytes: image.block_bytes(),
         has_superblock: image.lineage().is_some(),
         link: link_to(child, image)?,
     })
+}
+
+/// Fails for a leaf that is sealed for a snapshot whose names are not exchanged yet: another file is about to get its name, or its
+/// seal is taken away again.
+fn check_settled(vfs: &dyn Vfs, path: &Path, image: &ParentImage) -> Result<()> {
+    let lineage = image.lineage().unwrap_or_default();
+    if !lineage.is_sealed() || lineage.child_id.is_zero() {
+        return Ok(());
+    }
+    if lineage.leaf_name.as_bytes() != Leaf::resolve(vfs, path)?.name().as_encoded_bytes() {
+        return Ok(());
+    }
+    let what =
+        "a snapshot of it is being taken, or was never finished: try again, or open it for writing once"
+            .into();
+    Err(Error::Unsupported { path: path.to_path_buf(), what })
 }
 
 /// Sees to it that the image at `parent`, which is to be the parent of the one at `child`, is sealed, if it can be.
