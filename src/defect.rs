@@ -4,24 +4,30 @@
 //! `docs/crash-safety.md` lists them with the rule each one breaks.
 
 macro_rules! defects {
-    ($($(#[doc = $doc:expr])+ $name:ident,)+) => {
+    ($($(#[doc = $doc:expr])+ $name:ident,)+; of threads: $($(#[doc = $doc_of:expr])+ $of_threads:ident,)+) => {
         /// A rule that is broken on purpose.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         #[cfg_attr(not(feature = "defects"), allow(dead_code, reason = "only seeded by the power test"))]
         pub enum Defect {
             $($(#[doc = $doc])+ $name,)+
+            $($(#[doc = $doc_of])+ $of_threads,)+
         }
 
         impl Defect {
-            /// All of them.
+            /// All that one thread can show.
             #[cfg(feature = "defects")]
             pub const ALL: &[Defect] = &[$(Defect::$name,)+];
+
+            /// All that only several threads can show, in some of their schedules.
+            #[cfg(feature = "defects")]
+            pub const OF_THREADS: &[Defect] = &[$(Defect::$of_threads,)+];
 
             /// What is broken.
             #[cfg(feature = "defects")]
             pub fn description(self) -> &'static str {
                 match self {
                     $(Defect::$name => concat!($($doc),+).trim_ascii(),)+
+                    $(Defect::$of_threads => concat!($($doc_of),+).trim_ascii(),)+
                 }
             }
         }
@@ -137,6 +143,34 @@ defects! {
     CommitBeforeSeal,
     /// A sealing that was cut is finished though the seal was in a cache alone.
     SealFromCache,
+    ;
+    of threads:
+    /// A freed slot is punched although somebody still uses it.
+    PinsIgnored,
+    /// Whoever pinned a slot does not look whether the block is still there.
+    PinWithoutSecondLook,
+    /// Whoever pinned a slot goes by what the map said before.
+    FirstLookCounts,
+    /// Whoever takes a slot for an absent block does not look whether it is still absent.
+    RideWithoutSecondLook,
+    /// A write that rode on one allocation of a block completes the next one.
+    CommitToNextAllocation,
+    /// Several writers bring one absent unit of a differencing disk.
+    UnitsWithoutOwner,
+    /// The cut of a flush may have a map change without the data it exposes.
+    CutBetweenMapAndData,
+    /// A small flush journals data while it is being written.
+    JournaledWhileWritten,
+    /// Pieces of data are joined where they touch in a slot, even if one is of a block that has left it.
+    ExtentsJoinedBySlot,
+    /// A small flush leaves out data of a block that was freed after its cut.
+    FreedDataIsNotFlushed,
+    /// A flush that waited for one that failed succeeds.
+    FailedFlushCounts,
+    /// A flush shares the one that was under way when it was called.
+    FlushJoinsRunning,
+    /// A close does not wait for what is under way.
+    CloseDoesNotWait,
 }
 
 /// Whether a defect is switched on, on this thread.

@@ -47,6 +47,11 @@
 //! Features: `sim` adds a simulated medium that loses power at any moment, `defects` known defects to switch on; both are
 //! for tests.
 
+#![cfg_attr(
+    feature = "schedules",
+    allow(clippy::large_enum_variant, reason = "the locks of the schedule checker are large")
+)]
+
 mod chain;
 pub mod check;
 pub mod convert;

@@ -9,9 +9,12 @@
 #[path = "support/campaign.rs"]
 mod campaign;
 #[path = "support/crash.rs"]
+#[allow(dead_code, reason = "shared with the other tests of crashes")]
 mod crash;
 #[path = "support/strict_vhd.rs"]
 mod strict_vhd;
+#[path = "support/summary.rs"]
+mod summary;
 
 use cowvhd::sim::{Bounds, History, SimVfs};
 use cowvhd::{CreateOptions, ExtentKind, OpenOptions};
@@ -42,7 +45,7 @@ fn every_state_opens_with_all_that_was_flushed() {
         }
     };
     match campaign::run(variable("COWVHD_SEED").unwrap_or(0), states, &bounds, progress) {
-        Ok(tally) => campaign::summary(&format!("simulation: {tally}, 0 violations")),
+        Ok(tally) => summary::add(&format!("simulation: {tally}, 0 violations")),
         Err(wrong) => panic!(
             "{wrong}\nreplay with\nCOWVHD_REPLAY='{}' cargo test --release --features sim --test crash_states replay -- \
              --exact --nocapture",
@@ -135,9 +138,9 @@ fn a_block_with_missing_sectors_moves_when_it_is_written() {
     let value = history.new_value();
     let mut buf = [0; 1024];
     History::fill(value, &mut buf);
-    history.submit(vfs.tick(), first + 9, 2, value);
+    let submitted = history.submit(vfs.tick(), first + 9, 2, value);
     disk.write_at(&buf, (first + 9) * 512).unwrap();
-    history.complete(vfs.tick(), first + 9, 2, value);
+    history.completed(submitted, vfs.tick(), first + 9, 2);
     let called = vfs.tick();
     disk.flush().unwrap();
     history.flushed(called, vfs.tick());

@@ -110,9 +110,9 @@ impl Model {
     }
 
     fn change(&mut self, first: u64, count: u64, value: u64, call: impl FnOnce(&Disk) -> cowvhd::Result<()>) {
-        self.history.submit(self.vfs.tick(), first, count, value);
+        let submitted = self.history.submit(self.vfs.tick(), first, count, value);
         call(&self.disk).unwrap();
-        self.history.complete(self.vfs.tick(), first, count, value);
+        self.history.completed(submitted, self.vfs.tick(), first, count);
     }
 
     /// Goes on with what `vfs` holds, which must be allowed; from here on it is what the guest has.

@@ -45,7 +45,7 @@ struct Driver<'a> {
 
 impl Driver<'_> {
     fn request(&mut self, first: u64, count: u64, value: u64) {
-        self.history.submit(self.vfs.tick(), first, count, value);
+        let submitted = self.history.submit(self.vfs.tick(), first, count, value);
         let (offset, length) = (first * SECTOR, count * SECTOR);
         if value == 0 {
             self.disk.write_zeroes(offset, length, ZeroMode::MayPunch).unwrap();
@@ -54,7 +54,7 @@ impl Driver<'_> {
             History::fill(value, &mut buf);
             self.disk.write_at(&buf, offset).unwrap();
         }
-        self.history.complete(self.vfs.tick(), first, count, value);
+        self.history.completed(submitted, self.vfs.tick(), first, count);
     }
 
     fn step(&mut self, rng: &mut Rng) {

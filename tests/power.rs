@@ -20,6 +20,8 @@ mod crash;
 mod snapshots;
 #[path = "support/strict_vhd.rs"]
 mod strict_vhd;
+#[path = "support/summary.rs"]
+mod summary;
 
 use campaign::{Case, PLANS, Weather, Wrong};
 use cowvhd::defect::{self, Defect};
@@ -161,7 +163,7 @@ fn every_seeded_defect_is_noticed() {
     let results = results.into_inner().unwrap();
     let survivors: Vec<_> = results.iter().filter(|(_, killed)| !killed).map(|(d, _)| d).collect();
     let killed = results.len() - survivors.len();
-    campaign::summary(&format!("power: defects killed {killed} / {} seeded", results.len()));
+    summary::add(&format!("power: defects killed {killed} / {} seeded", results.len()));
     assert!(survivors.is_empty(), "not noticed: {survivors:?}");
 }
 

@@ -143,9 +143,9 @@ impl Guest {
         value: u64,
         call: impl FnOnce(&Disk) -> cowvhd::Result<()>,
     ) {
-        self.history.submit(self.vfs.tick(), first, count, value);
+        let submitted = self.history.submit(self.vfs.tick(), first, count, value);
         match call(self.disk()) {
-            Ok(()) => self.history.complete(self.vfs.tick(), first, count, value),
+            Ok(()) => self.history.completed(submitted, self.vfs.tick(), first, count),
             Err(error) => assert!(self.faulty, "a request failed without reason: {error}"),
         }
     }

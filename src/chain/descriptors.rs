@@ -11,7 +11,7 @@
 
 use super::parent::ParentImage;
 use crate::error::Result;
-use crate::sync::{Arc, AtomicBool, AtomicUsize, Mutex, OnceLock, Ordering};
+use crate::sync::{Arc, AtomicBool, Mutex, OnceLock, Ordering, process_wide};
 use crate::vfs::{Access, File, FileIdentity, FileTime, LockMode, Vfs};
 use crate::vhd::UniqueId;
 use std::collections::VecDeque;
@@ -24,7 +24,7 @@ use std::sync::Weak;
 const USUAL_LIMIT: usize = 1024;
 
 /// The files of parents that are kept open as long as the parent is.
-static KEPT: AtomicUsize = AtomicUsize::new(0);
+static KEPT: process_wide::AtomicUsize = process_wide::AtomicUsize::new(0);
 
 fn limit() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
@@ -33,7 +33,7 @@ fn limit() -> usize {
 
 fn pool() -> &'static Pool {
     static POOL: OnceLock<Pool> = OnceLock::new();
-    POOL.get_or_init(|| Pool { open: Mutex::default() })
+    POOL.get_or_init(|| Pool { open: process_wide::Mutex::default() })
 }
 
 /// The right to keep a file open; given back when dropped.
@@ -59,7 +59,7 @@ impl Drop for Permit {
 /// The files that are open now among those that need not be.
 #[derive(Debug)]
 struct Pool {
-    open: Mutex<VecDeque<Weak<Slot>>>,
+    open: process_wide::Mutex<VecDeque<Weak<Slot>>>,
 }
 
 impl Pool {

@@ -12,9 +12,9 @@ use crate::sync::{AtomicU64, Mutex, MutexGuard, OnceLock, Ordering};
 use std::ops::Range;
 
 /// Words of a segment, 512 KiB. Tests have small ones, that come round soon.
-const SEGMENT_WORDS: usize = if cfg!(test) { 1 << 11 } else { 1 << 16 };
+const SEGMENT_WORDS: usize = if cfg!(any(test, feature = "schedules")) { 1 << 11 } else { 1 << 16 };
 /// All together 16 MiB.
-const SEGMENTS: usize = if cfg!(test) { 4 } else { 32 };
+const SEGMENTS: usize = if cfg!(any(test, feature = "schedules")) { 4 } else { 32 };
 /// A longer list is not kept.
 const MAX_LIST_WORDS: usize = SEGMENT_WORDS / 4;
 /// Words of a cache line.

@@ -15,8 +15,8 @@ use crate::chain::{MAX_DEPTH, Parents, Source};
 use crate::error::{Error, Result};
 use crate::layer::{Below, Layer, Nothing, ParentLink};
 use crate::sync::{
-    Arc, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, RwLock, RwLockReadGuard, RwLockWriteGuard,
-    thread_number,
+    Arc, AtomicUsize, Condvar, FEWER_STRIPES, Mutex, MutexGuard, Ordering, RwLock, RwLockReadGuard,
+    RwLockWriteGuard, thread_number,
 };
 
 /// A leaf and what is below it.
@@ -37,7 +37,7 @@ impl Generation {
     }
 }
 
-const STRIPES: usize = 32;
+const STRIPES: usize = 32 / FEWER_STRIPES;
 
 /// A generation, held for as long as the value lives.
 pub(super) type Held<'a> = RwLockReadGuard<'a, Arc<Generation>>;

@@ -170,7 +170,10 @@ impl Allocator {
     /// it is the first one there. Does nothing where the block was discarded in the meantime.
     pub(crate) fn commit(&mut self, map: &BlockMap, block: u32, slot: u32, rode: bool, written: Written) {
         if rode {
-            let Some(allocation) = self.in_flight.get_mut(&block).filter(|a| a.slot == slot) else { return };
+            let any = defect::active(Defect::CommitToNextAllocation);
+            let Some(allocation) = self.in_flight.get_mut(&block).filter(|a| a.slot == slot || any) else {
+                return;
+            };
             allocation.riders -= 1;
             if !allocation.published {
                 allocation.published = true;
@@ -231,6 +234,11 @@ impl Allocator {
         }
         self.freed_since_flush += 1;
         true
+    }
+
+    /// Whether the block left the slot and no cut knows of it yet.
+    pub(crate) fn waits_to_be_freed(&self, block: u32, slot: u32) -> bool {
+        self.pending.contains(&MapChange::Free { block, slot })
     }
 
     /// The cut: all map changes committed so far, and the soiled slots.

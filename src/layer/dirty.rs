@@ -6,8 +6,9 @@
 //! a hash; a stranger's write on the same counter only makes a flush a full one.
 
 use super::units::{UNIT_BYTES, UNIT_SECTORS};
+use crate::defect::{self, Defect};
 use crate::journal::DirtyExtent;
-use crate::sync::{AtomicBool, AtomicU32, Mutex, Ordering};
+use crate::sync::{AtomicBool, AtomicU32, FEWER_STRIPES, Mutex, Ordering};
 use crate::vhd::SECTOR;
 use std::ops::Range;
 
@@ -17,7 +18,7 @@ const MAX_JOURNALED_BYTES: u64 = 128 * 1024;
 const MAX_EXTENTS: usize = 256;
 /// A write of more units than this announces itself to all units.
 const MAX_UNITS: u64 = 32;
-const STRIPES: usize = 1024;
+const STRIPES: usize = 1024 / FEWER_STRIPES;
 
 /// The data committed since the last cut.
 #[derive(Debug, Default)]
@@ -65,12 +66,18 @@ impl DirtyData {
 /// written in place; sorts zeros before data (data is read back later and so is newer), and joins what touches.
 fn merge(extents: Vec<DirtyExtent>) -> Vec<DirtyExtent> {
     let mut extents: Vec<DirtyExtent> = extents.into_iter().flat_map(in_units).collect();
-    extents.sort_unstable_by_key(|extent| (!extent.zero, extent.slot, extent.first_sector));
+    // A piece of a block that was discarded meanwhile may name a slot where another block is now: the two stay apart, or who
+    // drops the one would drop the other.
+    let owner = |extent: &DirtyExtent| match defect::active(Defect::ExtentsJoinedBySlot) {
+        true => 0,
+        false => extent.block,
+    };
+    extents.sort_unstable_by_key(|extent| (!extent.zero, extent.slot, owner(extent), extent.first_sector));
     let mut merged: Vec<DirtyExtent> = Vec::new();
     for extent in extents {
         match merged.last_mut() {
             Some(last)
-                if (last.zero, last.slot) == (extent.zero, extent.slot)
+                if (last.zero, last.slot, owner(last)) == (extent.zero, extent.slot, owner(&extent))
                     && last.end_sector() >= extent.first_sector =>
             {
                 let end = last.end_sector().max(extent.end_sector());
@@ -133,6 +140,9 @@ impl WritesUnderWay {
     /// How many writes to these bytes had begun, if all of them have ended. The same answer before and after reading the
     /// bytes means that no write touched them in between.
     pub(super) fn quiet(&self, range: &Range<u64>) -> Option<u64> {
+        if defect::active(Defect::JournaledWhileWritten) {
+            return Some(0);
+        }
         let mut total = 0u64;
         let mut quiet = true;
         let mut look = |stripe: &Stripe| {
@@ -217,6 +227,15 @@ mod tests {
         ];
         assert_eq!(merged, expected);
         assert_eq!(dirty.take(), Some(Vec::new()));
+    }
+
+    #[test]
+    fn pieces_of_two_blocks_that_were_in_one_slot_stay_apart() {
+        let dirty = DirtyData::default();
+        let of_block = |block, first_sector| DirtyExtent { block, ..extent(false, 9, first_sector, 8) };
+        [of_block(0, 8), of_block(2, 8), of_block(2, 16)].into_iter().for_each(|piece| dirty.add(piece));
+        let merged = dirty.take().unwrap();
+        assert_eq!(merged, [of_block(0, 8), DirtyExtent { sectors: 16, ..of_block(2, 8) }]);
     }
 
     #[test]

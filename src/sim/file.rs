@@ -3,6 +3,7 @@
 use super::faults::{Fault, Operation};
 use super::pages::{Change, Pages};
 use super::vfs::{SimVfs, Underway};
+use crate::sync::scheduling_point;
 use crate::vfs::{Access, File, FileIdentity, FileTime, LockMode};
 use parking_lot::Mutex;
 use std::io;
@@ -131,6 +132,17 @@ impl SimFile {
         Ok(f(file))
     }
 
+    /// Other threads may see a write when half of it is done, and that half ends inside a sector.
+    fn half_write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let half = bytes.get(..(bytes.len() / 2).saturating_sub(248)).unwrap_or_default();
+        self.change(|file| {
+            file.reach(offset + bytes.len() as u64);
+            file.cache.apply(&Change::Write { offset, bytes: half.into() });
+        })?;
+        scheduling_point();
+        Ok(())
+    }
+
     /// Asks the fault plan; a short transfer is given as the number of bytes that still go through.
     fn fault(&self, length: usize, operation: Operation) -> io::Result<usize> {
         match self.vfs.state().faults.next(operation) {
@@ -147,6 +159,7 @@ impl File for SimFile {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        scheduling_point();
         self.vfs.state().counts.reads += 1;
         let count = self.fault(buf.len(), Operation::Read)?;
         self.with(|file| file.cache.read(buf.get_mut(..count).unwrap_or_default(), offset))
@@ -159,6 +172,9 @@ impl File for SimFile {
         // A failed write may have written any part.
         let count = *result.as_ref().unwrap_or(&(buf.len() / 1024 * 512));
         let bytes = buf.get(..count).unwrap_or_default();
+        if cfg!(feature = "schedules") {
+            self.half_write(bytes, offset)?;
+        }
         self.change(|file| {
             file.reach(offset + bytes.len() as u64);
             file.change(Change::Write { offset, bytes: bytes.into() });
@@ -209,12 +225,14 @@ impl File for SimFile {
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
+        scheduling_point();
         self.vfs.state().counts.set_lengths += 1;
         self.fault(0, Operation::SetLength)?;
         self.change(|file| file.change(Change::SetLength(length)))
     }
 
     fn punch_hole(&self, offset: u64, length: u64) -> io::Result<()> {
+        scheduling_point();
         self.vfs.state().counts.punches += 1;
         self.fault(0, Operation::Punch)?;
         self.change(|file| file.change(Change::Punch { offset, length }))

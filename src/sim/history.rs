@@ -65,20 +65,20 @@ impl History {
         });
     }
 
-    /// The call that writes `value` to `count` sectors from `first` begins at clock `at`.
-    pub fn submit(&mut self, at: u64, first: u64, count: u64, value: u64) {
+    /// The call that writes `value` to `count` sectors from `first` on begins at clock `at`, at which no other one does. Returns
+    /// `at`, by which [`History::completed`] knows it.
+    pub fn submit(&mut self, at: u64, first: u64, count: u64, value: u64) -> u64 {
         for sector in first..first + count {
             self.sectors.entry(sector).or_default().push(Submitted { at, done: u64::MAX, value });
         }
+        at
     }
 
-    /// The call that wrote `value` has returned successfully at clock `at`.
-    pub fn complete(&mut self, at: u64, first: u64, count: u64, value: u64) {
+    /// The call that began at clock `submitted` has returned successfully at clock `at`.
+    pub fn completed(&mut self, submitted: u64, at: u64, first: u64, count: u64) {
         for sector in first..first + count {
-            let submitted = self.sectors.entry(sector).or_default();
-            for submitted in submitted.iter_mut().rev().filter(|s| s.value == value).take(1) {
-                submitted.done = at;
-            }
+            let of_sector = self.sectors.entry(sector).or_default();
+            of_sector.iter_mut().filter(|s| s.at == submitted).for_each(|s| s.done = at);
         }
     }
 
@@ -145,6 +145,26 @@ impl History {
         Ok(())
     }
 
+    /// Checks what a read returned, from sector `first` on, that was called at one clock and returned at another, beside other
+    /// requests.
+    pub fn check_read(
+        &self,
+        called: u64,
+        returned: u64,
+        first: u64,
+        content: &[u8],
+    ) -> Result<(), Violation> {
+        for (sector, bytes) in (first..).zip(content.chunks(SECTOR)) {
+            let (found, allowed) = (value_of(bytes), self.possible(sector, returned, called));
+            // Beside a write the sector may be in the middle of it.
+            if found.map_or(allowed.len() > 1, |found| allowed.contains(&found)) {
+                continue;
+            }
+            return Err(Violation { sector, found, allowed });
+        }
+        Ok(())
+    }
+
     /// Forgets everything but the values already used: a new history begins, in which every sector is zero.
     pub fn restart(&mut self) {
         self.flushes.clear();
@@ -176,7 +196,7 @@ mod tests {
         let mut history = History::default();
         assert_eq!(history.allowed(5, 100), [0]);
         history.submit(1, 5, 1, 11);
-        history.complete(2, 5, 1, 11);
+        history.completed(1, 2, 5, 1);
         assert_eq!(history.allowed(5, 2), [0, 11]);
         history.flushed(3, 6);
         assert_eq!(history.allowed(5, 5), [0, 11], "the flush had not returned");

@@ -11,6 +11,7 @@ use super::file::{FileState, SimFile};
 use super::names::{NameTable, Names};
 use super::pages::Change;
 use super::rng::Rng;
+use crate::sync::scheduling_point;
 use crate::vfs::{Access, File, FileIdentity, FileTime, Vfs};
 use parking_lot::{Mutex, MutexGuard};
 use std::ffi::{OsStr, OsString};
@@ -223,7 +224,9 @@ impl SimVfs {
         }
     }
 
+    /// In the middle of an operation: other threads may run, and so may the hook.
     pub(super) fn run_hook(&self, underway: Underway) {
+        scheduling_point();
         let hook = self.hook.lock().clone();
         if let Some(hook) = hook {
             hook(underway);

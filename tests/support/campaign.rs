@@ -5,7 +5,6 @@ use crate::crash::{
 };
 use cowvhd::sim::Bounds;
 use std::fmt;
-use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::str::FromStr;
 use std::sync::Mutex;
@@ -173,15 +172,6 @@ pub fn replay(text: &str) -> Result<(), Wrong> {
     };
     let case: Case = case.parse().expect("a workload");
     case.explore_one(path.as_ref())
-}
-
-/// Prints a line that sums a test up, and adds it to the file `COWVHD_SUMMARY`, if that is set: so `scripts/test` shows it.
-pub fn summary(line: &str) {
-    println!("{line}");
-    if let Some(path) = std::env::var_os("COWVHD_SUMMARY") {
-        let mut file = std::fs::File::options().append(true).create(true).open(path).unwrap();
-        writeln!(file, "{line}").unwrap();
-    }
 }
 
 /// Explores workloads of all kinds, seeded from `first_seed` on, on all cores, until `states` distinct states were judged or

@@ -289,7 +289,7 @@ impl Guest {
         let (zero, offset) = (rng.one_in(2), first * 512);
         let mut history = self.history.lock().unwrap();
         let value = if zero { 0 } else { history.new_value() };
-        history.submit(self.vfs.tick(), first, count, value);
+        let submitted = history.submit(self.vfs.tick(), first, count, value);
         if zero {
             self.disk.discard(offset, count * 512).unwrap();
         } else {
@@ -297,7 +297,7 @@ impl Guest {
             History::fill(value, &mut buf);
             self.disk.write_at(&buf, offset).unwrap();
         }
-        history.complete(self.vfs.tick(), first, count, value);
+        history.completed(submitted, self.vfs.tick(), first, count);
     }
 
     fn flush(&self) {

@@ -73,11 +73,11 @@ impl Story {
                 let first = self.rng.below(SIZE / SECTOR - count);
                 let history = &mut self.histories[number];
                 let value = history.new_value();
-                history.submit(self.vfs.tick(), first, count, value);
+                let submitted = history.submit(self.vfs.tick(), first, count, value);
                 let mut bytes = vec![0; (count * SECTOR) as usize];
                 History::fill(value, &mut bytes);
                 if disk.write_at(&bytes, first * SECTOR).is_ok() {
-                    history.complete(self.vfs.tick(), first, count, value);
+                    history.completed(submitted, self.vfs.tick(), first, count);
                     self.contents[number][(first * SECTOR) as usize..][..bytes.len()].copy_from_slice(&bytes);
                 }
             }

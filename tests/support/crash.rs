@@ -141,6 +141,12 @@ impl Explorer {
         Ok(())
     }
 
+    /// Judges one state of a crash at `clock`, by itself.
+    pub fn judge_one(&self, history: &History, clock: u64, state: CrashState) -> Result<(), String> {
+        let garbage = state.garbage;
+        self.judge_alone(&Suspect { history, clock, garbage, state }).map(drop)
+    }
+
     /// Judges one state; then cuts its recovery as well, down to `depth`. On an error `cuts` leads to the state at fault.
     fn judge(&mut self, suspect: Suspect<'_>, depth: u32, cuts: &mut Vec<Cut>) -> Result<(), String> {
         let hash = suspect.state.hash;

@@ -229,22 +229,22 @@ impl Story {
 }
 
 fn write_one(vfs: &SimVfs, disk: &Disk, belief: &Mutex<Belief>) {
-    let (first, count, value) = {
+    let (submitted, first, count, value) = {
         let mut belief = belief.lock().unwrap();
         let sectors = SIZE / SECTOR;
         let count = 1 + belief.rng.below(12);
         let first = belief.rng.below(sectors - count);
         let value = belief.history.new_value();
         let at = vfs.tick();
-        belief.history.submit(at, first, count, value);
-        (first, count, value)
+        let submitted = belief.history.submit(at, first, count, value);
+        (submitted, first, count, value)
     };
     let mut bytes = vec![0; (count * SECTOR) as usize];
     History::fill(value, &mut bytes);
     let result = disk.write_at(&bytes, first * SECTOR);
     let mut belief = belief.lock().unwrap();
     if result.is_ok() {
-        belief.history.complete(vfs.tick(), first, count, value);
+        belief.history.completed(submitted, vfs.tick(), first, count);
         belief.content[(first * SECTOR) as usize..][..bytes.len()].copy_from_slice(&bytes);
         let content = belief.content.clone();
         belief.versions.push(content);

@@ -183,9 +183,9 @@ impl Shared {
             }
             std::mem::replace(&mut *busy, range)
         };
-        self.history.lock().unwrap().submit(self.vfs.tick(), first, count, value);
+        let submitted = self.history.lock().unwrap().submit(self.vfs.tick(), first, count, value);
         match call(&self.disk()) {
-            Ok(()) => self.history.lock().unwrap().complete(self.vfs.tick(), first, count, value),
+            Ok(()) => self.history.lock().unwrap().completed(submitted, self.vfs.tick(), first, count),
             Err(error) => assert!(self.faults, "a request failed without reason: {error}"),
         }
         *self.busy.lock().unwrap() = outer;
@@ -219,27 +219,8 @@ impl Workload {
     /// lack of space, short transfers, interruptions.
     pub fn new(shape: Shape, seed: u64, faults: bool) -> Self {
         let vfs = SimVfs::new(seed);
-        let options = CreateOptions::new(shape.size)
-            .test_geometry(shape.block_bytes, shape.ring_bytes)
-            .vfs(Arc::new(vfs.clone()));
-        let options = if shape.fixed { options.fixed() } else { options };
         let mut history = History::default();
-        if let Some(elsewhere) = shape.elsewhere {
-            write_elsewhere(&vfs, shape, elsewhere, &mut history, &mut Rng::new(seed));
-        } else if shape.child {
-            options.create(Path::new(PARENT_PATH)).unwrap();
-            write_parent(&vfs, shape, &mut history, &mut Rng::new(seed));
-            CreateOptions::child_of(Path::new(PARENT_PATH))
-                .test_geometry(shape.block_bytes, shape.ring_bytes)
-                .vfs(Arc::new(vfs.clone()))
-                .create(Path::new(PATH))
-                .unwrap();
-        } else {
-            options.create(Path::new(PATH)).unwrap();
-        }
-        if shape.canaries {
-            leave_canaries(&vfs, shape);
-        }
+        create(&vfs, shape, seed, &mut history);
         vfs.record(true);
         let shared = Shared {
             vfs: vfs.clone(),
@@ -381,6 +362,30 @@ impl Workload {
         let history = self.shared.history.lock().unwrap().clone();
         self.segments.push(Segment { history, points });
         self.segments
+    }
+}
+
+/// Makes a disk, with its parent if it has one. What the parent holds enters the history.
+pub fn create(vfs: &SimVfs, shape: Shape, seed: u64, history: &mut History) {
+    let options = CreateOptions::new(shape.size)
+        .test_geometry(shape.block_bytes, shape.ring_bytes)
+        .vfs(Arc::new(vfs.clone()));
+    let options = if shape.fixed { options.fixed() } else { options };
+    if let Some(elsewhere) = shape.elsewhere {
+        write_elsewhere(vfs, shape, elsewhere, history, &mut Rng::new(seed));
+    } else if shape.child {
+        options.create(Path::new(PARENT_PATH)).unwrap();
+        write_parent(vfs, shape, history, &mut Rng::new(seed));
+        CreateOptions::child_of(Path::new(PARENT_PATH))
+            .test_geometry(shape.block_bytes, shape.ring_bytes)
+            .vfs(Arc::new(vfs.clone()))
+            .create(Path::new(PATH))
+            .unwrap();
+    } else {
+        options.create(Path::new(PATH)).unwrap();
+    }
+    if shape.canaries {
+        leave_canaries(vfs, shape);
     }
 }
 

@@ -156,7 +156,7 @@ pub struct Guest<'a> {
     position: Position<'a>,
     tick: u64,
     record: Record,
-    /// Requests without an answer: first sector, sectors, value; none for a flush.
+    /// Requests without an answer: when it was sent, first sector, sectors; none for a flush.
     waiting: BTreeMap<u64, Option<(u64, u64, u64)>>,
     failed: Vec<u64>,
 }
@@ -197,7 +197,7 @@ impl<'a> Guest<'a> {
         }
         let mut payload = vec![0; (count * SECTOR) as usize];
         History::fill(value, &mut payload);
-        self.waiting.insert(value, Some((first, count, value)));
+        self.waiting.insert(value, Some((now, first, count)));
         self.client.send(0, cmd::WRITE, value, first * SECTOR, payload.len() as u32, &payload);
         value
     }
@@ -225,9 +225,9 @@ impl<'a> Guest<'a> {
             if error != 0 {
                 self.record.errors += 1;
                 self.failed.push(answered);
-            } else if let Some((first, count, value)) = request {
+            } else if let Some((submitted, first, count)) = request {
                 let now = self.now();
-                self.record.history.complete(now, first, count, value);
+                self.record.history.completed(submitted, now, first, count);
             }
         }
         !self.failed.contains(&cookie)

@@ -1,0 +1,396 @@
+//! Small programs of a few threads on one disk, each run under many schedules, on the simulated medium.
+//!
+//! shuttle decides at every lock, atomic and operation of the medium which thread runs on. Three kinds of schedules: any
+//! thread at each point; the same thread as a rule, another now and then; by priorities that change at few points (PCT).
+//! What is checked: each read while it runs, the disk when all threads are done, and one state that a power cut during or after the
+//! program may leave, by all oracles of `crash.rs`.
+
+use crate::crash::{Explorer, PATH, SECTOR, Shape, check_content, create, read_hot};
+use cowvhd::sim::{Bounds, CrashPoint, CrashState, FaultPlan, History, Rng, SimVfs};
+use cowvhd::{Disk, ErrorKind, OpenOptions, Result};
+use shuttle::scheduler::{PctScheduler, Schedule, Scheduler, Task, TaskId};
+use shuttle::{Config, FailurePersistence, MaxSteps, Runner};
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// One thread of a program.
+pub type Thread = fn(&World);
+
+/// A program, and the disk it starts with.
+pub struct Program {
+    pub name: &'static str,
+    pub shape: Shape,
+    /// Fills the disk, once; it is closed then.
+    pub image: Thread,
+    /// Runs before the threads, in every schedule.
+    pub before: Thread,
+    pub threads: &'static [Thread],
+    /// Operations that fail while the threads run. Requests may then fail; without, only after a close.
+    pub faults: Option<fn(&mut Rng) -> FaultPlan>,
+}
+
+/// What the threads of one schedule share.
+pub struct World {
+    vfs: SimVfs,
+    disk: Disk,
+    history: Mutex<History>,
+    wrong: Mutex<Vec<String>>,
+    faults: bool,
+    closed: Mutex<bool>,
+}
+
+impl World {
+    fn new(vfs: SimVfs, history: History, faults: bool) -> Self {
+        let disk = OpenOptions::new().vfs(Arc::new(vfs.clone())).open(Path::new(PATH)).unwrap();
+        let (history, wrong) = (Mutex::new(history), Mutex::default());
+        World { vfs, disk, history, wrong, faults, closed: Mutex::new(false) }
+    }
+
+    fn wrong(&self, what: String) {
+        self.wrong.lock().unwrap().push(what);
+    }
+
+    /// What a request may fail of.
+    fn failed(&self, what: &str, error: cowvhd::Error) {
+        let closed = *self.closed.lock().unwrap() && error.kind() == ErrorKind::InvalidInput;
+        if !self.faults && !closed {
+            self.wrong(format!("{what} failed without reason: {error}"));
+        }
+    }
+
+    fn request(&self, what: &str, first: u64, count: u64, value: u64, call: impl FnOnce() -> Result<()>) {
+        let submitted = self.history.lock().unwrap().submit(self.vfs.tick(), first, count, value);
+        match call() {
+            Ok(()) => self.history.lock().unwrap().completed(submitted, self.vfs.tick(), first, count),
+            Err(error) => self.failed(what, error),
+        }
+    }
+
+    /// Writes a new value to `count` sectors from `first` on.
+    pub fn write(&self, first: u64, count: u64) {
+        let value = self.history.lock().unwrap().new_value();
+        let mut buf = vec![0; (count * SECTOR) as usize];
+        History::fill(value, &mut buf);
+        self.request("a write", first, count, value, || self.disk.write_at(&buf, first * SECTOR));
+    }
+
+    pub fn discard(&self, first: u64, count: u64) {
+        self.request("a discard", first, count, 0, || self.disk.discard(first * SECTOR, count * SECTOR));
+    }
+
+    /// Reads, and looks whether what is read may be there.
+    pub fn read(&self, first: u64, count: u64) {
+        let called = self.vfs.tick();
+        let mut buf = vec![0xee; (count * SECTOR) as usize];
+        match self.disk.read_at(&mut buf, first * SECTOR) {
+            Ok(()) => {
+                let returned = self.vfs.tick();
+                if let Err(violation) = self.history.lock().unwrap().check_read(called, returned, first, &buf)
+                {
+                    self.wrong(format!("O7: a read: {violation}"));
+                }
+            }
+            Err(error) => self.failed("a read", error),
+        }
+    }
+
+    pub fn flush(&self) {
+        let called = self.vfs.tick();
+        let result = self.disk.flush();
+        let mut history = self.history.lock().unwrap();
+        match result {
+            Ok(()) => history.flushed(called, self.vfs.tick()),
+            Err(error) => {
+                // A disk that goes on still owes all of it to the next flush.
+                if matches!(self.disk.discard(0, 0), Err(error) if error.kind() == ErrorKind::Poisoned) {
+                    history.flush_failed(self.vfs.tick());
+                }
+                drop(history);
+                self.failed("a flush", error);
+            }
+        }
+    }
+
+    /// Closes the disk: what was written by anybody who was told so is in the file, and everything later fails.
+    pub fn close(&self) {
+        *self.closed.lock().unwrap() = true;
+        let result = self.disk.close();
+        if let Err(error) = result {
+            self.failed("a close", error);
+        } else if self.disk.write_at(&[0; 512], 0).is_ok() {
+            self.wrong("a write after the close succeeds".into());
+        }
+    }
+
+    /// When the threads are done: what the disk shows, and what a power cut may have left.
+    fn judge(&self, shape: Shape, rng: &mut Rng) {
+        let history = self.history.lock().unwrap().clone();
+        let closed = *self.closed.lock().unwrap();
+        if !closed && !self.faults {
+            for (first, content) in read_hot(&self.disk, shape).unwrap() {
+                if let Err(violation) = history.check_current(first, &content) {
+                    self.wrong(format!("O2: {violation}"));
+                }
+            }
+        }
+        let mut points: Vec<CrashPoint> = self.vfs.take_crash_points();
+        points.push(self.vfs.crash_now());
+        let number = match rng.one_in(2) {
+            true => points.len() - 1,
+            false => rng.below(points.len() as u64) as usize,
+        };
+        if let Some(state) = any_state(&points[number], rng) {
+            let fates = state.fates().to_string();
+            if let Err(what) = Explorer::new(shape).judge_one(&history, points[number].clock(), state) {
+                self.wrong(format!("{what} (crash point {number}: {fates})"));
+            }
+        }
+        if closed && !self.faults {
+            self.judge_closed(shape, &history);
+        }
+    }
+
+    /// A closed file holds every write that succeeded, whenever that was.
+    fn judge_closed(&self, shape: Shape, history: &History) {
+        let mut history = history.clone();
+        let now = self.vfs.tick();
+        history.flushed(now, now);
+        let kept = self.vfs.crash_now();
+        if kept.pending() > 0 {
+            self.wrong(format!("{} changes are pending after a close", kept.pending()));
+        }
+        let disk = OpenOptions::new().read_only(true).vfs(Arc::new(self.vfs.clone())).open(Path::new(PATH));
+        match disk {
+            Ok(disk) => {
+                self.disk
+                    .notices()
+                    .iter()
+                    .chain(&disk.notices())
+                    .for_each(|notice| self.wrong(notice.clone()));
+                let parts = read_hot(&disk, shape).unwrap();
+                if let Err(what) = check_content(&history, self.vfs.tick(), &parts, false) {
+                    self.wrong(format!("after the close: {what}"));
+                }
+            }
+            Err(error) => self.wrong(format!("after the close: {error}")),
+        }
+    }
+}
+
+/// One of the states of a crash point.
+fn any_state(point: &CrashPoint, rng: &mut Rng) -> Option<CrashState> {
+    let mut skip = rng.below(16);
+    let mut chosen = None;
+    point.for_each_state(rng.next_u64(), &Bounds::sample(16), |state| {
+        chosen = Some(state);
+        skip = skip.saturating_sub(1);
+        skip > 0
+    });
+    chosen
+}
+
+/// How the next thread is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Any thread, at every point.
+    Any,
+    /// The same one again, and at one point in eight any.
+    Runs,
+    /// By priorities, two of which change.
+    Pct,
+}
+
+const KINDS: [(Kind, &str); 3] = [(Kind::Any, "any"), (Kind::Runs, "runs"), (Kind::Pct, "pct")];
+
+/// Schedules that belong to one seed.
+pub const BATCH: usize = 50;
+
+/// A batch of schedules of one program. As text, such as `flush-allocation:pct:7`, it replays.
+#[derive(Clone, Copy)]
+pub struct Batch {
+    pub program: &'static Program,
+    pub kind: Kind,
+    pub seed: u64,
+}
+
+impl fmt::Display for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = KINDS.iter().find(|(kind, _)| *kind == self.kind).unwrap().1;
+        write!(f, "{}:{name}:{}", self.program.name, self.seed)
+    }
+}
+
+impl FromStr for Batch {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let parse = || {
+            let mut parts = text.split(':');
+            let name = parts.next()?;
+            let program = crate::PROGRAMS.iter().find(|program| program.name == name)?;
+            let kind = parts.next()?;
+            let kind = KINDS.iter().find(|(_, name)| *name == kind)?.0;
+            Some(Batch { program, kind, seed: parts.next()?.parse().ok()? })
+        };
+        parse().ok_or_else(|| {
+            format!("'{text}' is no batch of schedules: expected such as flush-allocation:pct:7")
+        })
+    }
+}
+
+/// Every number below [`u64::MAX`], each batch another: programs and kinds in turn.
+pub fn batch(number: u64, programs: &'static [Program]) -> Batch {
+    let count = programs.len() as u64;
+    let program = &programs[(number % count) as usize];
+    let kind = KINDS[(number / count % KINDS.len() as u64) as usize].0;
+    Batch { program, kind, seed: number }
+}
+
+/// A schedule that went wrong.
+#[derive(Debug, Clone)]
+pub struct Wrong {
+    /// What [`Batch`] replays.
+    pub batch: String,
+    pub what: String,
+}
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.batch, self.what)
+    }
+}
+
+/// The disk a program starts with.
+#[derive(Debug)]
+struct Start {
+    state: CrashState,
+    history: History,
+}
+
+impl Batch {
+    /// Runs all schedules of the batch, or up to one that goes wrong; how many points with a choice there were.
+    pub fn run(&self) -> std::result::Result<(), Wrong> {
+        let Batch { program, kind, seed } = *self;
+        let number = Arc::new(AtomicU64::new(0));
+        let of_schedule = Arc::clone(&number);
+        let start = Arc::new(Mutex::new(None));
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            let made = Arc::clone(&start);
+            Runner::new(Walk::new(seed, 0, 1), config())
+                .run(move || *made.lock().unwrap() = Some(prepare(program)));
+            let start = start.lock().unwrap().take().unwrap();
+            let run = move || {
+                let number = of_schedule.fetch_add(1, Ordering::SeqCst);
+                run_once(program, &start, &mut Rng::new(seed ^ number << 32));
+            };
+            match kind {
+                Kind::Any => Runner::new(Walk::new(seed, 1, BATCH), config()).run(run),
+                Kind::Runs => Runner::new(Walk::new(seed, 8, BATCH), config()).run(run),
+                Kind::Pct => Runner::new(PctScheduler::new_from_seed(seed, 3, BATCH), config()).run(run),
+            }
+        }));
+        result.map(drop).map_err(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
+            let number = number.load(Ordering::SeqCst);
+            Wrong {
+                batch: self.to_string(),
+                what: format!("schedule {number}: {}", text.unwrap_or_default()),
+            }
+        })
+    }
+}
+
+fn config() -> Config {
+    let mut config = Config::new();
+    config.stack_size = 1 << 20;
+    config.silence_warnings = true;
+    config.failure_persistence = FailurePersistence::None;
+    config.max_steps = MaxSteps::FailAfter(1_000_000);
+    config.ungraceful_shutdown_config.immediately_return_on_panic = true;
+    config
+}
+
+fn prepare(program: &Program) -> Start {
+    let vfs = SimVfs::new(1);
+    let mut history = History::default();
+    create(&vfs, program.shape, 1, &mut history);
+    let world = World::new(vfs, history, false);
+    (program.image)(&world);
+    let content = read_hot(&world.disk, program.shape).unwrap();
+    world.disk.close().unwrap();
+    let mut history = world.history.lock().unwrap().clone();
+    history.restart();
+    content.iter().for_each(|(first, bytes)| history.continue_from(*first, bytes));
+    let mut last = None;
+    world.vfs.crash_now().for_each_state(1, &Bounds::full(), |state| {
+        last = Some(state);
+        false
+    });
+    assert!(world.wrong.lock().unwrap().is_empty());
+    Start { state: last.unwrap(), history }
+}
+
+fn run_once(program: &'static Program, start: &Start, rng: &mut Rng) {
+    let vfs = start.state.to_vfs(rng.next_u64());
+    let world = World::new(vfs.clone(), start.history.clone(), program.faults.is_some());
+    (program.before)(&world);
+    vfs.record(true);
+    if let Some(faults) = program.faults {
+        vfs.set_faults(faults(rng));
+    }
+    let world = Arc::new(world);
+    let threads: Vec<_> = program
+        .threads
+        .iter()
+        .map(|thread| {
+            let world = Arc::clone(&world);
+            shuttle::thread::spawn(move || thread(&world))
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    vfs.set_faults(FaultPlan::default());
+    world.judge(program.shape, rng);
+    let wrong = world.wrong.lock().unwrap().join("; ");
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+/// Stays with a thread as long as it can, and lets any go on at one point in `choice` (never for 0).
+#[derive(Debug)]
+struct Walk {
+    rng: Rng,
+    choice: u64,
+    left: usize,
+}
+
+impl Walk {
+    fn new(seed: u64, choice: u64, schedules: usize) -> Self {
+        Walk { rng: Rng::new(seed), choice, left: schedules }
+    }
+}
+
+impl Scheduler for Walk {
+    fn new_execution(&mut self) -> Option<Schedule> {
+        self.left = self.left.checked_sub(1)?;
+        Some(Schedule::new(0))
+    }
+
+    fn next_task(&mut self, runnable: &[&Task], current: Option<TaskId>, yielding: bool) -> Option<TaskId> {
+        let stays = current.filter(|current| runnable.iter().any(|task| task.id() == *current));
+        match stays {
+            Some(current) if runnable.len() == 1 => Some(current),
+            Some(current) if !yielding && (self.choice == 0 || !self.rng.one_in(self.choice)) => {
+                Some(current)
+            }
+            _ => runnable.get(self.rng.below(runnable.len() as u64) as usize).map(|task| task.id()),
+        }
+    }
+
+    fn next_u64(&mut self) -> u64 {
+        self.rng.next_u64()
+    }
+}
