@@ -4,13 +4,15 @@
 //! together, of all disks of the process, take less than half of what the process may have. The files of later ones go to a pool
 //! that keeps some open, those that were used last, and opens the others again.
 //!
-//! Whatever is opened again must be what was there before: the same file (device and inode), unchanged since (modification time),
-//! closed, and the disk with the same id; anything else is an error and never read. A closed descriptor holds no image lock.
+//! Whatever is opened again must be what was there before: the same file (device and inode), closed, the disk with the same id, and
+//! with the same seal; without a seal it must not have been changed since (modification time), which in a sealed one the registry
+//! of its children may be. Anything else is an error and never read. A closed descriptor holds no image lock.
 //! So nobody is kept from writing to a parent while it is closed. Who does is noticed when it is opened again: as a holder who
 //! excludes us, or by what he left.
 
 use super::parent::ParentImage;
 use crate::error::Result;
+use crate::ext::SealId;
 use crate::sync::{Arc, AtomicBool, Mutex, OnceLock, Ordering, process_wide};
 use crate::vfs::{Access, File, FileIdentity, FileTime, LockMode, Vfs};
 use crate::vhd::UniqueId;
@@ -105,6 +107,7 @@ pub(super) struct PooledFile {
     identity: FileIdentity,
     modified: FileTime,
     unique_id: UniqueId,
+    seal_id: SealId,
     slot: Arc<Slot>,
 }
 
@@ -116,7 +119,8 @@ impl PooledFile {
         pool().admit(&slot);
         // The working directory may be another one by then.
         let (path, unique_id) = (std::path::absolute(parent.path())?, parent.unique_id());
-        Ok(PooledFile { vfs: Arc::clone(vfs), path, identity, modified, unique_id, slot })
+        let seal_id = parent.seal_id();
+        Ok(PooledFile { vfs: Arc::clone(vfs), path, identity, modified, unique_id, seal_id, slot })
     }
 
     /// The file, open.
@@ -148,7 +152,10 @@ impl PooledFile {
         if parent.unique_id() != self.unique_id {
             return changed("it has become another disk");
         }
-        if file.modified()? != self.modified {
+        if parent.seal_id() != self.seal_id {
+            return changed("it lost its seal or got another one");
+        }
+        if !self.seal_id.is_some() && file.modified()? != self.modified {
             return changed("it was written to");
         }
         Ok(file)

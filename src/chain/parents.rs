@@ -70,7 +70,6 @@ impl Parents {
     }
 
     /// The same with `top`, which holds the same, in the place of the topmost parent, which is folded in.
-    #[allow(dead_code, reason = "for snapshots of a running disk")]
     pub(crate) fn with_top(&self, top: Arc<dyn Source>) -> Self {
         let below = self.sources.len().saturating_sub(1);
         Parents {

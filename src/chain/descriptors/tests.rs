@@ -5,7 +5,8 @@
 use super::*;
 use crate::disk::{Disk, OpenOptions};
 use crate::error::ErrorKind;
-use crate::layer::{self, CreateParameters, ParentLink};
+use crate::ext::Name;
+use crate::layer::{self, CreateParameters, ParentLink, Seal};
 use crate::vfs::HostVfs;
 use crate::vhd::Timestamp;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -16,6 +17,7 @@ const UNIT: usize = 4096;
 const LAYERS: u64 = 1100;
 /// Each layer but the root writes one unit; the next layer its neighbour.
 const UNITS: u64 = 3 * LAYERS;
+const SEALED: u64 = 4;
 
 fn name(folder: &Path, layer: u64) -> PathBuf {
     folder.join(format!("{layer}.vhd"))
@@ -39,7 +41,18 @@ fn make(folder: &Path, layer: u64) {
     let unit = unit_of(layer);
     let (block, offset) = (unit * UNIT as u64 / BLOCK, unit * UNIT as u64 % BLOCK);
     image.write_block(block as u32, offset, &content(layer), &layer::Nothing).unwrap();
-    image.close().unwrap();
+    match layer {
+        SEALED => image
+            .seal(&Seal {
+                id: SealId([7; 16]),
+                child_id: UniqueId::default(),
+                snapshot: Name::default(),
+                leaf_name: Name::default(),
+                modified: HostVfs.now(),
+            })
+            .unwrap(),
+        _ => image.close().unwrap(),
+    }
 }
 
 fn id_of(path: &Path) -> UniqueId {
@@ -128,6 +141,15 @@ fn a_thousand_layers_in_a_thousand_descriptors() {
     drop(writer);
     let error = read(&disk, victim).unwrap_err();
     assert!(error.to_string().contains("it was written to"), "{error}");
+
+    // In a sealed one the registry of its children may have been changed: the seal is what counts.
+    read(&disk, SEALED).unwrap();
+    close_victim();
+    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(9);
+    let sealed = std::fs::File::open(name(folder, SEALED)).unwrap();
+    sealed.set_modified(later).unwrap();
+    drop(sealed);
+    read(&disk, SEALED).unwrap();
 
     drop(disk);
     assert_eq!(descriptors_below(folder), 0);
