@@ -49,6 +49,7 @@ fn make(folder: &Path, layer: u64) {
                 snapshot: Name::default(),
                 leaf_name: Name::default(),
                 modified: HostVfs.now(),
+                state: Default::default(),
             })
             .unwrap(),
         _ => image.close().unwrap(),
