@@ -87,6 +87,12 @@ pub enum Error {
         /// What to do next.
         hint: &'static str,
     },
+    /// The parent of another image was not closed: it holds less than its journal says.
+    #[error("{}: it is the parent of another image, and was not closed; open it, or the disk over it, for writing once, which recovers it (`cowvhd serve`, then ^C)", path.display())]
+    NotClosed {
+        /// The parent.
+        path: PathBuf,
+    },
     /// The parent of a differencing image was not found, or not where it may lie.
     #[error("{}: {what}; {hint}", path.display())]
     ParentMissing {
@@ -242,7 +248,7 @@ impl Error {
         match self {
             Error::Io { source, .. } if is_no_space(source) => ErrorKind::NoSpace,
             Error::Io { .. } => ErrorKind::Io,
-            Error::Format { .. } | Error::Damaged { .. } => ErrorKind::Corrupt,
+            Error::Format { .. } | Error::Damaged { .. } | Error::NotClosed { .. } => ErrorKind::Corrupt,
             Error::ParentMissing { .. } => ErrorKind::ParentMissing,
             Error::StateMismatch { .. } => ErrorKind::StateMismatch,
             Error::Unsupported { .. } => ErrorKind::Unsupported,

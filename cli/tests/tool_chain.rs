@@ -192,3 +192,32 @@ fn a_rebased_disk_shows_what_it_did() {
     assert!(std::fs::read(bench.path("now.raw")).unwrap() == content("vm"));
     bench.cowvhd(&["rebase", "vm.vhd", "--parent", "vm.vhd"]).must_say(16, &["made over itself, or is"]);
 }
+
+#[test]
+fn a_deleted_snapshot_is_missed_by_nobody() {
+    let bench = chain();
+    let serving = bench.serve(&["vm.vhd"]);
+    bench.cowvhd(&["snapshot", "delete", "vm.vhd", "a"]).must_say(1, &["in use by"]);
+    serving.terminate();
+    bench.cowvhd(&["create", "other.vhd", "--parent", "vm@a.vhd"]).must_be(0);
+    bench.cowvhd(&["snapshot", "delete", "vm.vhd", "a"]).must_say(1, &["other.vhd", "vm@a.vhd"]);
+    assert!(bench.exists("vm@a.vhd"));
+    // The older one, under a snapshot that stays; then that one.
+    bench.cowvhd(&["rebase", "other.vhd", "--parent", "vm@b.vhd"]).must_be(0);
+    bench.cowvhd(&["snapshot", "delete", "vm.vhd", "a"]).must_be(0);
+    assert!(!bench.exists("vm@a.vhd"));
+    for (file, point) in [("vm.vhd", "vm"), ("vm@b.vhd", "b"), ("other.vhd", "a")] {
+        bench.cowvhd(&["convert", file, "read.raw", "--force"]).must_be(0);
+        assert!(std::fs::read(bench.path("read.raw")).unwrap() == content(point), "{file}");
+        assert_eq!(bench.cowvhd(&["check", file]).code, 0);
+    }
+    bench.cowvhd(&["snapshot", "delete", "vm.vhd", "b"]).must_say(1, &["other.vhd"]);
+    bench.cowvhd(&["merge", "other.vhd"]).must_be(0);
+    bench.cowvhd(&["snapshot", "delete", "vm.vhd", "b", "--progress", "none"]).must_be(0);
+    bench.cowvhd(&["snapshot", "delete", "vm.vhd", "b"]).must_say(1, &["no snapshot"]);
+    bench.cowvhd(&["snapshot", "delete", "vm.vhd", "a/b"]).must_say(16, &["name"]);
+    for (file, point) in [("vm.vhd", "vm"), ("other.vhd", "a")] {
+        bench.run("qemu-img", &["convert", "-f", "vpc", "-O", "raw", file, "read.raw"]).must_be(0);
+        assert!(std::fs::read(bench.path("read.raw")).unwrap() == content(point), "{file}");
+    }
+}

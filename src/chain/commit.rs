@@ -24,7 +24,7 @@ use super::registry::Children;
 use crate::defect::{self, Defect};
 use crate::error::{Error, Result};
 use crate::ext::Lineage;
-use crate::layer::{Headers, LockedImage, refusal};
+use crate::layer::{Headers, Image, LockedImage, refusal};
 use crate::state::{self, StateNames};
 use crate::sync::Arc;
 use crate::vfs::{Access, Vfs};
@@ -86,6 +86,37 @@ pub(crate) fn open_for_maintenance(vfs: &Arc<dyn Vfs>, path: &Path) -> Result<Lo
         }
         result => result,
     }
+}
+
+/// Does `work`, and recovers the sealed layers that it finds not to be closed: a snapshot was being deleted, and something was copied
+/// into the layer over it. Unsealed ones are nobody's to recover but their owner's.
+pub(crate) fn with_recovered_layers<T>(vfs: &Arc<dyn Vfs>, mut work: impl FnMut() -> Result<T>) -> Result<T> {
+    let mut last = None;
+    loop {
+        match work() {
+            Err(Error::NotClosed { path }) if last.as_ref() != Some(&path) => {
+                if !recover_sealed(vfs, &path)? {
+                    return Err(Error::NotClosed { path });
+                }
+                last = Some(path);
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Recovers a sealed layer; false if it is not sealed.
+fn recover_sealed(vfs: &Arc<dyn Vfs>, path: &Path) -> Result<bool> {
+    let image = open_for_maintenance(vfs, path)?;
+    if !image.lineage().is_some_and(|lineage| lineage.is_sealed()) {
+        return Ok(false);
+    }
+    // What is below does not matter: nothing is read.
+    match image.open(|_, _, _| Ok(()))?.0 {
+        Image::Dynamic(layer) => layer.close()?,
+        Image::Fixed(fixed) => fixed.close()?,
+    }
+    Ok(true)
 }
 
 /// Finishes the commit if this is a leaf that was sealed for one, so that the leaf has to be looked at again; false if not.

@@ -62,7 +62,9 @@ impl ParentPolicy {
                     Ok(parent) if parent.unique_id() == wanted => return Ok(parent),
                     Ok(parent) => tried.push((name, other_id(&parent))),
                     // The right file in a state that forbids reading is worth more than another guess.
-                    Err(error @ (Error::InUse { .. } | Error::Damaged { .. })) => return Err(error),
+                    Err(error @ (Error::InUse { .. } | Error::Damaged { .. } | Error::NotClosed { .. })) => {
+                        return Err(error);
+                    }
                     Err(error) => tried.push((name, error.to_string())),
                 },
                 Err(why) => tried.push((name, why)),

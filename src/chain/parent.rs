@@ -54,9 +54,7 @@ impl ParentImage {
         let headers = Headers::read(&*file, path)?;
         let decision = headers.decide(path)?;
         if decision.condition != Condition::Clean {
-            let what = "it is the parent of another image, and was not closed".to_string();
-            let hint = "open it for writing once, which recovers it (`cowvhd serve`, then ^C)";
-            return Err(Error::Damaged { path: path.to_path_buf(), what, hint });
+            return Err(Error::NotClosed { path: path.to_path_buf() });
         }
         let place = decision.placement(path, headers.file_bytes)?;
         Ok(ParentImage {

@@ -53,6 +53,11 @@ impl<'a> Children<'a> {
         Ok(Children { file: &**layer.file(), path: layer.path(), disk_id, offsets })
     }
 
+    /// The children that are registered.
+    pub(crate) fn read(&self) -> Result<Vec<Child>> {
+        Ok(self.current()?.0.children)
+    }
+
     /// The registry that counts, and which of the two places it does not stand in.
     fn current(&self) -> Result<(Registry, usize)> {
         let [first, second] = [self.copy(self.offsets[0])?, self.copy(self.offsets[1])?];

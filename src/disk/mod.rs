@@ -189,6 +189,13 @@ impl OpenOptions {
     /// Fails with [`ErrorKind::InUse`](crate::ErrorKind::InUse) while another process has it open for writing (or, to open
     /// it for writing, at all).
     pub fn open(&self, path: &Path) -> Result<Disk> {
+        match self.access {
+            Access::ReadOnly => self.open_once(path),
+            Access::ReadWrite => chain::with_recovered_layers(&self.vfs, || self.open_once(path)),
+        }
+    }
+
+    fn open_once(&self, path: &Path) -> Result<Disk> {
         let vfs = match self.direct {
             false => Arc::clone(&self.vfs),
             true => self.vfs.direct().ok_or_else(|| Error::Unsupported {

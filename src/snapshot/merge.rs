@@ -8,11 +8,11 @@ use super::diff::View;
 use super::point;
 use super::pull::{fill_alone, fill_range, pull};
 use super::rebase::{closing, differencing};
-use crate::chain::{self, ChildClaims, ParentImage, Parents, Source};
+use crate::chain::{self, ChildClaims, ParentImage, ParentPolicy, Parents, Source};
 use crate::convert::{Phase, Progress};
 use crate::disk::{Disk, OpenOptions};
 use crate::error::{Error, Result};
-use crate::layer::Layer;
+use crate::layer::{Layer, LockedImage};
 use crate::vfs::{Access, Vfs};
 use crate::vhd::UniqueId;
 use std::ops::ControlFlow;
@@ -42,16 +42,29 @@ pub fn merge(
 ) -> Result<Merged> {
     let vfs = &options.vfs;
     let locked = chain::open_leaf(vfs, Arc::clone(vfs), disk, Access::ReadWrite)?;
+    merge_image(vfs, locked, disk, &options.policy, progress, |images| {
+        let ids: Vec<UniqueId> = images.iter().map(ParentImage::unique_id).collect();
+        until.map_or(Ok(ids.len()), |until| point::find(&**vfs, &ids, disk, until))
+    })
+}
+
+/// Merges as many of the layers beneath an image that is locked as `count` says.
+pub(super) fn merge_image(
+    vfs: &Arc<dyn Vfs>,
+    locked: LockedImage,
+    path: &Path,
+    policy: &ParentPolicy,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    count: impl FnOnce(&[ParentImage]) -> Result<usize>,
+) -> Result<Merged> {
     let lineage = locked.lineage().unwrap_or_default();
     let (image, chain) = locked.open(|file, footer, header| {
-        let claims = ChildClaims { path: disk, file, footer, header, lineage };
-        let images = chain::open_images(vfs, &claims, &options.policy)?;
-        let ids: Vec<UniqueId> = images.iter().map(ParentImage::unique_id).collect();
-        let count = until.map_or(Ok(ids.len()), |until| point::find(&**vfs, &ids, disk, until))?;
+        let images = chain::open_images(vfs, &ChildClaims { path, file, footer, header, lineage }, policy)?;
+        let count = count(&images)?;
         Ok((images, count))
     })?;
-    let (layer, (images, count)) = differencing(disk, image, chain)?;
-    let result = merge_into(&**vfs, &layer, images, count, disk, progress);
+    let (layer, (images, count)) = differencing(path, image, chain)?;
+    let result = merge_into(&**vfs, &layer, images, count, path, progress);
     closing(&layer, result)
 }
 

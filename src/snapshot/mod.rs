@@ -5,6 +5,7 @@
 
 mod checkpoint;
 mod create;
+mod delete;
 mod diff;
 mod export;
 mod list;
@@ -16,6 +17,7 @@ mod state;
 
 pub use crate::chain::SnapshotName;
 pub use checkpoint::{Checkpoint, group};
+pub use delete::delete;
 pub use diff::{Change, ChangeKind, Diff, diff};
 pub use export::export_delta;
 pub use list::{Listed, list};

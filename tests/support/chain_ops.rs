@@ -3,6 +3,7 @@
 use cowvhd::check::{Severity, check};
 use cowvhd::convert::Progress;
 use cowvhd::sim::{Bounds, CrashPoint, CrashState, History, Rng, SimVfs, Underway};
+use cowvhd::snapshot::SnapshotName;
 use cowvhd::vfs::{Access, Vfs};
 use cowvhd::vhd::Footer;
 use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions};
@@ -83,8 +84,12 @@ pub fn must_hold(options: &OpenOptions, path: &Path, content: &[u8]) -> Result<(
 
 /// Whether the checker finds nothing worse than a note.
 pub fn must_be_sound(vfs: &SimVfs, path: &Path) -> Result<(), String> {
+    must_be_no_worse(vfs, path, Severity::Note)
+}
+
+fn must_be_no_worse(vfs: &SimVfs, path: &Path, allowed: Severity) -> Result<(), String> {
     let report = check(Arc::new(vfs.clone()), path).map_err(|error| error.to_string())?;
-    match report.findings().iter().find(|finding| finding.severity() > Severity::Note) {
+    match report.findings().iter().find(|finding| finding.severity() > allowed) {
         Some(finding) => Err(format!("{}: {finding:?}", path.display())),
         None => Ok(()),
     }
@@ -387,6 +392,60 @@ pub fn merged_running(seed: u64, bounds: &Bounds) -> Result<u64, String> {
             let content = read(&options(&vfs), disk).map_err(|error| format!("without layers: {error}"))?;
             history.check(clock, 0, &content, true).map_err(|error| format!("without layers: {error}"))?;
         }
+        Ok(points)
+    })
+}
+
+/// A snapshot is deleted, cut at every step, and the deletion is done again: what every other layer shows stays the same.
+pub fn deleted(seed: u64, bounds: &Bounds) -> Result<u64, String> {
+    let chain = Chain::random(seed, 5);
+    let mut rng = Rng::new(seed ^ 0xde1e);
+    let below = chain.layers.len() - 1;
+    let number = rng.below(below as u64) as usize;
+    let name = SnapshotName::new(&number.to_string()).unwrap();
+    let vfs = &chain.vfs;
+    let gone = chain.layers[number].clone();
+    // A foreign disk over another layer, and one over the layer itself, which has to be away first.
+    let foreign = PathBuf::from("/foreign.vhd");
+    let over = (number + 1 + rng.below(below as u64) as usize) % chain.layers.len();
+    if over < below && over != number {
+        create(vfs, &foreign, Some(&chain.layers[over]));
+    }
+    let delete = |vfs: &SimVfs| {
+        cowvhd::snapshot::delete(&options(vfs), chain.disk(), &name, &mut |_| ControlFlow::Continue(()))
+    };
+    let kept: Vec<PathBuf> = vfs.paths().into_iter().filter(|path| *path != gone).collect();
+    let shown = |vfs: &SimVfs| -> Result<Vec<Vec<u8>>, String> {
+        kept.iter().map(|path| read(&options(vfs).read_only(true), path)).collect()
+    };
+    let before = shown(vfs)?;
+    vfs.record(true);
+    delete(vfs).map_err(|error| error.to_string())?;
+    let returned = vfs.tick();
+    let mut points = vfs.take_crash_points();
+    points.push(vfs.crash_now());
+    let same = |vfs: &SimVfs| match shown(vfs)?.iter().zip(&before).position(|(now, before)| now != before) {
+        None => Ok(()),
+        Some(at) => Err(format!("{} shows something else", kept[at].display())),
+    };
+    explore(&points, bounds, &|state, clock| {
+        let vfs = state.to_vfs(state.hash);
+        if state.has(&gone) && clock >= returned {
+            return Err("the snapshot is still there".into());
+        }
+        // That recovers a layer that was being changed, too.
+        vfs.record(true);
+        must_hold(&options(&vfs), chain.disk(), &chain.content)?;
+        match delete(&vfs) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound && !state.has(&gone) => {}
+            Err(error) => return Err(format!("deleting again: {error}")),
+        }
+        let points = vfs.take_crash_points();
+        vfs.record(false);
+        same(&vfs)?;
+        // Of two superblocks a crash may have spoiled one, which the next session writes anew.
+        kept.iter().try_for_each(|path| must_be_no_worse(&vfs, path, Severity::Risk))?;
         Ok(points)
     })
 }

@@ -1,6 +1,7 @@
 //! `cowvhd snapshot`: snapshots of disks, and the states of virtual machines that belong to them.
 
 mod create;
+mod delete;
 mod list;
 mod state;
 mod take;
@@ -22,6 +23,7 @@ pub(crate) struct Snapshot {
 enum What {
     Create(create::Create),
     List(list::List),
+    Delete(delete::Delete),
     State(state::StateOf),
     Resumable(state::Resumable),
 }
@@ -31,6 +33,7 @@ impl Snapshot {
         match &self.what {
             What::Create(create) => create.run(),
             What::List(list) => list.run(),
+            What::Delete(delete) => delete.run(),
             What::State(state) => state.run(),
             What::Resumable(resumable) => resumable.run(),
         }

@@ -1,0 +1,161 @@
+//! Deleting a snapshot: what it holds moves up into the one layer over it, so that nothing that anybody sees changes; then its file goes.
+//!
+//! Order, each step durable before the next: the copies · the layer beneath registers the child · the child names it · the snapshot's
+//! registry loses the child · the registry of the layer beneath loses the snapshot · the file is unlinked. Cut anywhere, the same call
+//! does the rest: copies that are there are not made again, and a snapshot that no child names any more is only removed.
+
+use super::merge::merge_image;
+use super::point::{Lineage, snapshot_path};
+use crate::chain::{self, Children, ParentImage, SnapshotName};
+use crate::convert::Progress;
+use crate::disk::OpenOptions;
+use crate::error::{Error, Result};
+use crate::ext::Child;
+use crate::layer::{self, Headers};
+use crate::vfs::{Access, File, Vfs};
+use crate::vhd::UniqueId;
+use std::ffi::OsStr;
+use std::io;
+use std::ops::ControlFlow;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Deletes the snapshot `name` of the disk at `disk`, which must not be in use. What the disk, its other snapshots and all other disks show
+/// stays the same. Returns the bytes that were copied into the layer over the snapshot.
+///
+/// A crash, or a `progress` that breaks ([`Error::Stopped`]), loses nothing; called again, it goes on.
+///
+/// # Errors
+///
+/// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) where there is no such snapshot; [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported)
+/// where another disk is made over it, or it cannot say which ones are; [`ErrorKind::InUse`](crate::ErrorKind::InUse) where somebody
+/// reads it.
+pub fn delete(
+    options: &OpenOptions,
+    disk: &Path,
+    name: &SnapshotName,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<u64> {
+    // A deletion that was cut may have left a layer unclosed.
+    chain::with_recovered_layers(&options.vfs, || delete_once(options, disk, name, progress))
+}
+
+fn delete_once(
+    options: &OpenOptions,
+    disk: &Path,
+    name: &SnapshotName,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<u64> {
+    let vfs = &options.vfs;
+    let missing =
+        || Error::NotFound { path: disk.to_path_buf(), what: format!("it has no snapshot \"{name}\"") };
+    let path = snapshot_path(disk, name.as_str()).ok_or_else(missing)?;
+    // Held to the end: nobody starts to use the disk.
+    let locked = chain::open_leaf(vfs, Arc::clone(vfs), disk, Access::ReadWrite)?;
+    let beneath_policy = options.for_a_parent().policy;
+    let mut own = match chain::open_from(vfs, &path, &beneath_policy) {
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Err(missing()),
+        images => images?.into_iter(),
+    };
+    let snapshot = own.next().ok_or_else(missing)?;
+    let beneath = own.next();
+    if !snapshot.seal_id().is_some() {
+        let what = "it is not sealed as a snapshot: remove it yourself if nothing needs it".to_string();
+        return Err(Error::Unsupported { path, what });
+    }
+    let (id, above) = (snapshot.unique_id(), child_in_chain(options, disk, snapshot.unique_id())?);
+    let others = children(&**vfs, &snapshot)?
+        .into_iter()
+        .filter(|child| Some(child.id) != above.as_ref().map(|a| a.0));
+    refuse_children(&path, others.collect())?;
+    drop((snapshot, own));
+    // Before anything is copied.
+    drop(alone(&**vfs, &path)?);
+    let mut copied = 0;
+    // A journal may have named another parent already.
+    let one = |images: &[ParentImage]| {
+        Ok(usize::from(images.first().is_some_and(|parent| parent.unique_id() == id)))
+    };
+    match above {
+        // The disk itself.
+        Some((_, None)) => {
+            copied = merge_image(vfs, locked, disk, &options.policy, progress, one)?.copied;
+        }
+        Some((_, Some(child))) => {
+            let image = chain::open_for_maintenance(vfs, &child)?;
+            copied = merge_image(vfs, image, &child, &beneath_policy, progress, one)?.copied;
+        }
+        None => {}
+    }
+    remove(&**vfs, &path, id, beneath)?;
+    Ok(copied)
+}
+
+/// The layer of the disk's chain over the image `id`: its id, and its path if it is not the disk itself.
+fn child_in_chain(
+    options: &OpenOptions,
+    disk: &Path,
+    id: UniqueId,
+) -> Result<Option<(UniqueId, Option<std::path::PathBuf>)>> {
+    let lineage = Lineage::open(options, disk)?;
+    let Some(depth) = lineage.parents.iter().position(|parent| parent.unique_id() == id) else {
+        return Ok(None);
+    };
+    let above = depth.checked_sub(1).and_then(|depth| lineage.parents.get(depth));
+    Ok(Some(match above {
+        Some(parent) => (parent.unique_id(), Some(parent.path().to_path_buf())),
+        None => (lineage.footer.unique_id, None),
+    }))
+}
+
+/// The children that a snapshot has, by its registry, but for those that name another parent by now.
+fn children(vfs: &dyn Vfs, snapshot: &ParentImage) -> Result<Vec<Child>> {
+    let registered = Children::of(snapshot.file(), snapshot.path())?.read()?;
+    let folder = snapshot.path().parent().unwrap_or(Path::new(""));
+    let is_child = |child: &Child| {
+        let path = folder.join(OsStr::from_bytes(&child.path));
+        let Ok(file) = vfs.open(&path, Access::ReadOnly) else { return true };
+        let Ok(decision) = Headers::read(&*file, &path).and_then(|headers| headers.decide(&path)) else {
+            return true;
+        };
+        // One that is found and is another disk says nothing of the child.
+        decision.footer.unique_id != child.id || decision.header.parent_unique_id == snapshot.unique_id()
+    };
+    Ok(registered.into_iter().filter(is_child).collect())
+}
+
+/// The file of a snapshot that nobody else has open, locked.
+fn alone(vfs: &dyn Vfs, path: &Path) -> Result<Arc<dyn File>> {
+    let file =
+        vfs.open(path, Access::ReadOnly).map_err(|error| Error::io(path, "opening the snapshot", error))?;
+    layer::lock(&*file, path, Access::ReadWrite)?;
+    Ok(file)
+}
+
+fn refuse_children(path: &Path, children: Vec<Child>) -> Result<()> {
+    if children.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> =
+        children.iter().map(|child| String::from_utf8_lossy(&child.path).into_owned()).collect();
+    let what = format!("other disks are made over it ({}): delete or merge those first", names.join(", "));
+    Err(Error::Unsupported { path: path.to_path_buf(), what })
+}
+
+/// Removes the file of a snapshot that no child names any more.
+fn remove(vfs: &dyn Vfs, path: &Path, id: UniqueId, beneath: Option<ParentImage>) -> Result<()> {
+    let file =
+        vfs.open(path, Access::ReadOnly).map_err(|error| Error::io(path, "opening the snapshot", error))?;
+    let snapshot = ParentImage::open(Arc::clone(&file), path)?;
+    refuse_children(path, children(vfs, &snapshot)?)?;
+    if let Some(beneath) = beneath {
+        chain::unregister(vfs, id, &beneath)?;
+    }
+    // Whoever reads it now would miss it later.
+    drop((snapshot, file));
+    let _file = alone(vfs, path)?;
+    vfs.remove(path).map_err(|error| Error::io(path, "removing the snapshot", error))?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    vfs.sync_dir(folder).map_err(|error| Error::io(path, "making the removal durable", error))
+}
