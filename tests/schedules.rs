@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Schedules of a run of the test command.
 const SCHEDULES: u64 = 20_000;
 /// At most so many batches of schedules are tried for one defect.
-const BATCHES_OF_DEFECT: u64 = 300;
+const BATCHES_OF_DEFECT: u64 = 2000;
 
 /// Four blocks of four pages: two freed slots wait for their reuse, a third brings them back.
 const FOUR_BLOCKS: Shape = Shape { size: 4 * (16 << 10), hot_blocks: &[0..2, 2..4], ..SMALL };
@@ -96,6 +96,22 @@ static PROGRAMS: &[Program] = &[
                 world.write(4, 8);
             },
             |world| world.read(6, 4),
+        ],
+        faults: None,
+    },
+    Program {
+        name: "slot-of-another",
+        shape: FOUR_BLOCKS,
+        image: fill_all,
+        before: |world| (1..3).for_each(|block| world.discard(block * BLOCK, BLOCK)),
+        threads: &[
+            |world| {
+                world.discard(0, BLOCK);
+                world.flush();
+                world.write(BLOCK + 8, 8);
+                world.flush();
+            },
+            |world| world.write(10, 3),
         ],
         faults: None,
     },
