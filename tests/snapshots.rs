@@ -8,7 +8,7 @@
 mod support;
 
 use cowvhd::sim::{Bounds, Fault, FaultPlan, FileSystem, SimVfs};
-use cowvhd::snapshot::SnapshotName;
+use cowvhd::snapshot::{self, SnapshotName};
 use cowvhd::{CreateOptions, ErrorKind, OpenOptions};
 use std::path::Path;
 use std::sync::Arc;
@@ -124,4 +124,65 @@ fn the_parent_of_a_new_image_is_sealed() {
     }
     let error = OpenOptions::new().vfs(shared()).open(child).unwrap_err();
     assert!(error.to_string().contains("not sealed any more"), "{error}");
+}
+
+/// Going back to a snapshot, cut anywhere: the disk is as it was, or as it was then.
+#[test]
+fn a_revert_is_whole_or_not_at_all() {
+    for kind in KINDS {
+        let mut story = Story::new(4, kind);
+        story.write_some(3);
+        story.snapshot("s1", 0);
+        let then = story.content();
+        story.write_some(3);
+        story.snapshot("s2", 0);
+        story.write_some(2);
+        let now = story.content();
+        story.close();
+        let name = SnapshotName::new("s1").unwrap();
+        story.vfs.record(true);
+        let options = |vfs: &SimVfs| OpenOptions::new().vfs(Arc::new(vfs.clone()));
+        snapshot::revert(&options(&story.vfs), Path::new(LEAF), &name).unwrap();
+        let returned = story.vfs.tick();
+        let mut points = story.vfs.take_crash_points();
+        points.push(story.vfs.crash_now());
+        let (mut old, mut new) = (0, 0);
+        for point in &points {
+            point.for_each_state(1, &Bounds::sample(bound(12)), |state| {
+                let vfs = state.to_vfs(2);
+                let disk = options(&vfs).open(Path::new(LEAF)).unwrap();
+                let mut content = vec![0xee; now.len()];
+                disk.read_at(&mut content, 0).unwrap();
+                assert!(content == then || (content == now && point.clock() < returned), "{}", state.fates());
+                if content == then {
+                    new += 1
+                } else {
+                    old += 1
+                }
+                disk.close().unwrap();
+                drop(disk);
+                snapshot::revert(&options(&vfs), Path::new(LEAF), &name).unwrap();
+                let disk = options(&vfs).open(Path::new(LEAF)).unwrap();
+                disk.read_at(&mut content, 0).unwrap();
+                assert!(content == then);
+                let found = snapshot::list(&options(&vfs), Path::new(LEAF)).unwrap();
+                let found: Vec<_> =
+                    found.iter().map(|found| (found.name.as_str(), found.depth.is_some())).collect();
+                assert_eq!(found, [("s1", true), ("s2", false)]);
+                assert!(!vfs.paths().iter().any(|path| path.to_string_lossy().ends_with("~new")));
+                true
+            });
+        }
+        assert!(old > 0 && new > 0, "{old} states before, {new} after");
+    }
+}
+
+/// Random lives of a disk: writes, discards, snapshots, going back, clones, kills and closes, against what it should hold.
+/// `COWVHD_LIVES` says how many.
+#[test]
+fn random_lives_agree_with_the_model() {
+    let lives = std::env::var("COWVHD_LIVES").ok().and_then(|lives| lives.parse().ok()).unwrap_or(400);
+    for seed in 0..lives {
+        support::live(seed).unwrap_or_else(|what| panic!("seed {seed}: {what}"));
+    }
 }

@@ -4,6 +4,7 @@
 //! else goes to standard error as `cowvhd: ...`. The exit codes are those of [`failure::Code`].
 
 mod check;
+mod clone;
 mod completions;
 mod control;
 mod convert;
@@ -58,6 +59,7 @@ enum Verb {
     Map(map::Map),
     Diff(diff::Diff),
     ExportDelta(export_delta::ExportDelta),
+    Clone(clone::Clone),
     Merge(merge::Merge),
     Rebase(rebase::Rebase),
     Check(check::Check),
@@ -82,6 +84,7 @@ fn main() -> ExitCode {
         Verb::Map(map) => map.run(),
         Verb::Diff(diff) => diff.run(),
         Verb::ExportDelta(export) => export.run(),
+        Verb::Clone(clone) => clone.run(),
         Verb::Merge(merge) => merge.run(),
         Verb::Rebase(rebase) => rebase.run(),
         Verb::Check(check) => return check.run(),

@@ -13,6 +13,7 @@ pub(crate) const VERBS: &[&str] = &[
     "map",
     "diff",
     "export-delta",
+    "clone",
     "merge",
     "rebase",
     "check",

@@ -221,3 +221,46 @@ fn a_deleted_snapshot_is_missed_by_nobody() {
         assert!(std::fs::read(bench.path("read.raw")).unwrap() == content(point), "{file}");
     }
 }
+
+#[test]
+fn snapshots_are_taken_listed_cloned_and_gone_back_to() {
+    let bench = Bench::new();
+    bench.cowvhd(&["create", "vm.vhd", "64M"]).must_be(0);
+    write(&bench, "vm.vhd", "write -P 1 0 4M");
+    bench.cowvhd(&["snapshot", "create", "vm.vhd", "one"]).must_be(0);
+    bench.cowvhd(&["snapshot", "create", "vm.vhd", "one"]).must_say(1, &["vm@one.vhd", "exists already"]);
+    bench.cowvhd(&["snapshot", "create", "vm.vhd", "a/b"]).must_say(16, &["a/b"]);
+    write(&bench, "vm.vhd", "write -P 2 0 1M");
+    bench.cowvhd(&["snapshot", "create", "vm.vhd", "two"]).must_be(0);
+    let serving = bench.serve(&["vm.vhd"]);
+    bench.cowvhd(&["snapshot", "revert", "vm.vhd", "one"]).must_say(1, &["in use by"]);
+    let names = |list: serde_json::Value| {
+        let snapshots = list["snapshots"].as_array().unwrap().clone();
+        snapshots.iter().map(|s| (s["name"].to_string(), !s["depth"].is_null())).collect::<Vec<_>>()
+    };
+    let both = ["\"one\"", "\"two\""].map(String::from);
+    let found = names(json(&bench, &["snapshot", "list", "vm.vhd", "--json"]));
+    assert_eq!(found, [(both[0].clone(), true), (both[1].clone(), true)]);
+    serving.terminate();
+
+    // Sealed: read by anybody, written to by nobody.
+    bench.cowvhd(&["serve", "vm@one.vhd"]).must_say(1, &["sealed as the snapshot \"one\"", "cowvhd clone"]);
+    bench.cowvhd(&["snapshot", "revert", "vm.vhd", "none"]).must_say(1, &["no snapshot \"none\""]);
+    bench.cowvhd(&["snapshot", "revert", "vm.vhd", "one"]).must_be(0);
+    let found = names(json(&bench, &["snapshot", "list", "vm.vhd", "--json"]));
+    assert_eq!(found, [(both[0].clone(), true), (both[1].clone(), false)]);
+    bench.cowvhd(&["convert", "vm.vhd", "now.raw"]).must_be(0);
+    assert!(std::fs::read(bench.path("now.raw")).unwrap()[..4 << 20].iter().all(|&byte| byte == 1));
+
+    std::fs::create_dir(bench.path("clones")).unwrap();
+    bench.cowvhd(&["clone", "vm.vhd", "x.vhd"]).must_say(16, &["take a snapshot of it first"]);
+    let cloned = bench.cowvhd(&["clone", "vm@two.vhd", "clones/c.vhd"]);
+    assert_eq!(cloned.code, 0, "{cloned:?}");
+    assert!(cloned.stderr.contains("--allow-parents-in"), "{cloned:?}");
+    bench.cowvhd(&["convert", "clones/c.vhd", "c.raw", "--allow-parents-in", "."]).must_be(0);
+    assert!(std::fs::read(bench.path("c.raw")).unwrap()[..1 << 20].iter().all(|&byte| byte == 2));
+    for file in ["vm.vhd", "vm@one.vhd", "vm@two.vhd"] {
+        let checked = bench.cowvhd(&["check", file]);
+        assert_eq!(checked.code, 0, "{checked:?}");
+    }
+}

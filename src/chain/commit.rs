@@ -222,7 +222,7 @@ pub(crate) fn exchange(vfs: &dyn Vfs, leaf: &Leaf, name: &SnapshotName, child: &
 }
 
 /// Makes the names in a leaf's folder durable.
-fn sync_folder(vfs: &dyn Vfs, leaf: &Leaf) -> Result<()> {
+pub(crate) fn sync_folder(vfs: &dyn Vfs, leaf: &Leaf) -> Result<()> {
     vfs.sync_dir(leaf.folder())
         .map_err(|error| Error::io(leaf.folder(), "making the names in the folder durable", error))
 }

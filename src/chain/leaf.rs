@@ -86,6 +86,13 @@ impl Leaf {
         snapshot_path(&self.path(), name)
     }
 
+    /// Where the new leaf of a revert waits.
+    pub(crate) fn next(&self) -> PathBuf {
+        let mut path = self.path().into_os_string();
+        path.push("~new");
+        path.into()
+    }
+
     /// Where the child of a snapshot under way waits on file systems that cannot exchange names.
     pub(crate) fn waiting_child(&self, name: &SnapshotName) -> PathBuf {
         let mut path = self.snapshot(name).into_os_string();

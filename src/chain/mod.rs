@@ -27,7 +27,9 @@ mod registry;
 mod runs;
 mod source;
 
-pub(crate) use commit::{exchange, open_for_maintenance, open_leaf, remove_child, with_recovered_layers};
+pub(crate) use commit::{
+    exchange, open_for_maintenance, open_leaf, remove_child, sync_folder, with_recovered_layers,
+};
 pub(crate) use create::{create_child, register, seal_parent, unregister};
 pub(crate) use descriptors::bound;
 pub use leaf::SnapshotName;

@@ -27,7 +27,7 @@ pub(crate) use turn::Checkpointing;
 use turn::Turn;
 
 /// Journal ring of a new image, in bytes.
-const RING_BYTES: u64 = 2 << 20;
+pub(crate) const RING_BYTES: u64 = 2 << 20;
 
 /// How a new disk is made.
 #[derive(Debug, Clone)]

@@ -85,6 +85,14 @@ impl LockedImage {
         }
     }
 
+    /// The dynamic header that counts; a fixed disk has none.
+    pub(crate) fn header(&self) -> Option<&DynamicHeader> {
+        match &self.structures {
+            Structures::Fixed(_) => None,
+            Structures::Dynamic(opening) => Some(opening.headers().1),
+        }
+    }
+
     /// Its place in a chain, if it has a superblock.
     pub(crate) fn lineage(&self) -> Option<Lineage> {
         match &self.structures {

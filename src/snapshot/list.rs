@@ -5,6 +5,7 @@ use super::state::state_of;
 use crate::chain::{Leaf, ParentImage, SnapshotName};
 use crate::disk::OpenOptions;
 use crate::error::{Error, Result};
+use crate::layer::Headers;
 use crate::state::VmState;
 use crate::vfs::{Access, FileTime};
 use crate::vhd::UniqueId;
@@ -59,7 +60,12 @@ pub fn list(options: &OpenOptions, path: &Path) -> Result<Vec<Listed>> {
             .map_err(|error| Error::io(&path, "opening the snapshot", error))?;
         let depth = chain.iter().position(|id| *id == image.unique_id());
         found.push(Listed {
-            taken: handle.modified().map_err(|error| Error::io(&path, "asking for its time", error))?,
+            // As the seal says: a crash while a child was noted in it may have changed the file's own time.
+            taken: Headers::read(&*handle, &path)?
+                .decide(&path)?
+                .superblock
+                .map(|(superblock, _)| superblock.fingerprint.modified)
+                .unwrap_or_default(),
             allocated_bytes: handle
                 .allocated_bytes()
                 .map_err(|error| Error::io(&path, "asking for its space", error))?,

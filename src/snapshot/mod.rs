@@ -1,7 +1,8 @@
 //! Points of a chain: each layer is one, with what the disk held when a child was put over it.
 //!
 //! [`diff()`] tells what changed between two of them, [`export_delta`] makes a differencing disk of that, and
-//! [`relink`] finds a parent again that has moved, [`rebase`] gives a disk another one, and [`merge`] lets it do without some.
+//! [`Disk::snapshot`](crate::Disk::snapshot) takes a snapshot, [`list()`] names those of a disk, [`revert`] goes back to one and
+//! [`clone_to`] goes on from one elsewhere. [`relink`] finds a parent again that has moved, [`rebase`] gives a disk another one, and [`merge`] lets it do without some.
 
 mod checkpoint;
 mod create;
@@ -13,6 +14,7 @@ mod merge;
 mod point;
 mod pull;
 mod rebase;
+mod revert;
 mod state;
 
 pub use crate::chain::SnapshotName;
@@ -24,4 +26,5 @@ pub use list::{Listed, list};
 pub use merge::{Merged, merge, merge_running};
 pub use point::snapshot_path;
 pub use rebase::{rebase, relink};
+pub use revert::{clone_to, revert};
 pub use state::{resumable, state};

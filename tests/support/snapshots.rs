@@ -204,6 +204,11 @@ impl Story {
         }
     }
 
+    /// What the disk holds, if no change failed.
+    pub fn content(&self) -> Vec<u8> {
+        self.belief.lock().unwrap().content.clone()
+    }
+
     pub fn close(&mut self) {
         let called = self.vfs.tick();
         self.disk().close().unwrap();
@@ -374,6 +379,88 @@ pub fn judge(story: &Story, state: &CrashState, clock: u64, depth: u32) -> Resul
             next.garbage |= state.garbage;
             judge(story, &next, clock, depth - 1)
                 .map_err(|what| format!("recovery cut ({}): {what}", next.fates()))?;
+        }
+    }
+    Ok(())
+}
+
+/// One random life; the seed says which.
+pub fn live(seed: u64) -> Result<(), String> {
+    let mut rng = Rng::new(seed);
+    let vfs = SimVfs::new(seed);
+    vfs.set_kind(KINDS[rng.below(3) as usize]);
+    let leaf = Path::new(LEAF);
+    let create = CreateOptions::new(SIZE).test_geometry(BLOCK, RING).vfs(Arc::new(vfs.clone()));
+    create.create(leaf).map_err(|error| error.to_string())?;
+    let mut disk = options(&vfs).open(leaf).map_err(|error| error.to_string())?;
+    let mut content = vec![0; SIZE as usize];
+    // What was sealed, and what clones hold.
+    let mut sealed: Vec<(PathBuf, Vec<u8>)> = Vec::new();
+    let mut clones: Vec<(PathBuf, Vec<u8>)> = Vec::new();
+    let mut names = Vec::new();
+    for step in 0..8 + rng.below(16) {
+        let said = |what: &str, error: Error| format!("step {step}, {what}: {error}");
+        match rng.below(10) {
+            0..=3 => {
+                let first = rng.below(SIZE / SECTOR);
+                let count = (1 + rng.below(24)).min(SIZE / SECTOR - first);
+                let (at, range) =
+                    (first * SECTOR, (first * SECTOR) as usize..((first + count) * SECTOR) as usize);
+                content[range.clone()].fill(1 + rng.below(255) as u8);
+                disk.write_at(&content[range], at).map_err(|error| said("write", error))?;
+            }
+            4 => {
+                let block = rng.below(8) * u64::from(BLOCK);
+                let length = u64::from(BLOCK).min(SIZE - block);
+                content[block as usize..(block + length) as usize].fill(0);
+                disk.discard(block, length).map_err(|error| said("discard", error))?;
+            }
+            5..=6 => {
+                let name = SnapshotName::new(&format!("s{step}")).unwrap();
+                let path = disk.snapshot(&name).map_err(|error| said("snapshot", error))?;
+                sealed.push((path, content.clone()));
+                names.push((name, content.clone()));
+            }
+            7 if !names.is_empty() => {
+                disk.close().map_err(|error| said("close", error))?;
+                drop(disk);
+                let (name, then) = &names[rng.below(names.len() as u64) as usize];
+                cowvhd::snapshot::revert(&options(&vfs), leaf, name)
+                    .map_err(|error| said("revert", error))?;
+                content.clone_from(then);
+                disk = options(&vfs).open(leaf).map_err(|error| said("open", error))?;
+            }
+            8 if !sealed.is_empty() => {
+                let (from, mut held) = sealed[rng.below(sealed.len() as u64) as usize].clone();
+                let to = PathBuf::from(format!("/clones/c{step}.vhd"));
+                cowvhd::snapshot::clone_to(&options(&vfs), &from, &to)
+                    .map_err(|error| said("clone", error))?;
+                let clone = options(&vfs).allow_parents_in(Path::new("/")).open(&to);
+                let clone = clone.map_err(|error| said("opening a clone", error))?;
+                held[..512].fill(step as u8);
+                clone.write_at(&[step as u8; 512], 0).map_err(|error| said("writing to a clone", error))?;
+                clone.close().map_err(|error| said("closing a clone", error))?;
+                clones.push((to, held));
+            }
+            _ => {
+                // The process ends; what was flushed is there, and the cache is lost now and then.
+                disk.flush().map_err(|error| said("flush", error))?;
+                drop(disk);
+                disk = options(&vfs).open(leaf).map_err(|error| said("open", error))?;
+            }
+        }
+        let found = read_all(&disk).map_err(|error| said("read", error))?;
+        if found != content {
+            return Err(format!("step {step}: the disk holds something else"));
+        }
+    }
+    disk.close().map_err(|error| error.to_string())?;
+    drop(disk);
+    for (path, held) in sealed.iter().chain(&clones) {
+        let disk = options(&vfs).allow_parents_in(Path::new("/")).read_only(true).open(path);
+        let found = disk.and_then(|disk| read_all(&disk)).map_err(|error| error.to_string())?;
+        if found != *held {
+            return Err(format!("{} holds something else", path.display()));
         }
     }
     Ok(())

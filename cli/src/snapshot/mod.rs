@@ -3,6 +3,7 @@
 mod create;
 mod delete;
 mod list;
+mod revert;
 mod state;
 mod take;
 
@@ -24,6 +25,7 @@ enum What {
     Create(create::Create),
     List(list::List),
     Delete(delete::Delete),
+    Revert(revert::Revert),
     State(state::StateOf),
     Resumable(state::Resumable),
 }
@@ -34,6 +36,7 @@ impl Snapshot {
             What::Create(create) => create.run(),
             What::List(list) => list.run(),
             What::Delete(delete) => delete.run(),
+            What::Revert(revert) => revert.run(),
             What::State(state) => state.run(),
             What::Resumable(resumable) => resumable.run(),
         }

@@ -1,0 +1,45 @@
+//! `cowvhd clone`: a new disk that goes on from a snapshot.
+
+use crate::failure::Failure;
+use crate::output;
+use cowvhd::OpenOptions;
+use cowvhd::snapshot::clone_to;
+use std::path::{Path, PathBuf};
+
+/// Makes a new disk that starts with what a snapshot holds.
+///
+/// It takes moments and almost no space: the new disk reads what it has not written itself from the snapshot, which stays as it is.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Clone {
+    /// The snapshot's file, or any other sealed image.
+    snapshot: PathBuf,
+    /// The file to make; it must not exist.
+    file: PathBuf,
+    /// A folder in which the snapshot's parents may lie, besides its own; may be given several times.
+    #[arg(long, value_name = "FOLDER")]
+    allow_parents_in: Vec<PathBuf>,
+}
+
+impl Clone {
+    pub(crate) fn run(&self) -> Result<(), Failure> {
+        let options = self
+            .allow_parents_in
+            .iter()
+            .fold(OpenOptions::new(), |options, folder| options.allow_parents_in(folder));
+        clone_to(&options, &self.snapshot, &self.file)?;
+        let (of_snapshot, of_clone) = (folder(&self.snapshot), folder(&self.file));
+        if of_snapshot.zip(of_clone).is_some_and(|(snapshot, clone)| !snapshot.starts_with(clone)) {
+            output::say(format_args!(
+                "{} is elsewhere than its snapshot: open it with --allow-parents-in {}",
+                self.file.display(),
+                folder(&self.snapshot).unwrap_or_default().display()
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The folder of a file, without links.
+fn folder(path: &Path) -> Option<PathBuf> {
+    Some(path.canonicalize().ok()?.parent()?.to_path_buf())
+}

@@ -1,0 +1,109 @@
+//! Going back to a snapshot, and going on from one elsewhere: a new, empty child of it.
+//!
+//! Order of a revert, each step durable before the next: the child `vm.vhd~new`, complete, under that name · registered in the
+//! snapshot, as the `vm.vhd` that it will be · renamed over `vm.vhd`, **the commit** · the old leaf taken out of its parent's
+//! registry. What a crash leaves of it before the commit the next revert takes away.
+
+use crate::chain::{self, ChildClaims, Leaf, ParentImage, SnapshotName};
+use crate::disk::{CreateOptions, OpenOptions, RING_BYTES};
+use crate::error::{Error, Result};
+use crate::layer::{CreateParameters, LockedImage, NewImage};
+use crate::sync::Arc;
+use crate::vfs::Access;
+use crate::vhd::{self, UniqueId};
+use std::path::Path;
+
+/// Makes the disk at `path` show again what its snapshot `name` holds. What was written since the last snapshot is lost. The disk
+/// must not be open; the snapshots stay. A crash leaves the disk as it was or reverted.
+pub fn revert(options: &OpenOptions, path: &Path, name: &SnapshotName) -> Result<()> {
+    let vfs = &options.vfs;
+    let old = chain::open_leaf(vfs, Arc::clone(vfs), path, Access::ReadWrite)?;
+    let leaf = Leaf::resolve(&**vfs, path)?;
+    let snapshot = sealed(options, path, &leaf, name)?;
+    let old_id = old.footer().unique_id;
+    let old_parent = parent_of(options, &leaf, &old);
+    let (place, next) = (leaf.path(), leaf.next());
+    clear(options, &leaf, &next)?;
+
+    let parameters = CreateParameters {
+        size: snapshot.footer().current_size,
+        block_bytes: snapshot.block_bytes().unwrap_or(vhd::BLOCK_SIZE),
+        ring_bytes: RING_BYTES,
+        parent: Some(chain::link_to(&place, &snapshot)?),
+    };
+    let image = NewImage::new(&**vfs, &next, &parameters)?;
+    let id = image.unique_id();
+    image.publish()?;
+    chain::register(&**vfs, id, &place, &snapshot)?;
+    vfs.rename(&next, &place).map_err(|error| Error::io(&place, "putting the new leaf in place", error))?;
+    chain::sync_folder(&**vfs, &leaf)?;
+    match old_parent {
+        Some(parent) => chain::unregister(&**vfs, old_id, &parent),
+        None => Ok(()),
+    }
+}
+
+/// Makes a new disk at `new`, which must not exist, that starts with what the sealed image at `snapshot` holds. The image notes it,
+/// so that it is not taken away under it.
+///
+/// If `new` is in a folder that is neither that of the snapshot nor above it, whoever opens it has to allow the snapshot's folder
+/// ([`OpenOptions::allow_parents_in`]).
+pub fn clone_to(options: &OpenOptions, snapshot: &Path, new: &Path) -> Result<()> {
+    let file = options
+        .vfs
+        .open(snapshot, Access::ReadOnly)
+        .map_err(|error| Error::io(snapshot, "opening the snapshot", error))?;
+    if !ParentImage::open(file, snapshot)?.seal_id().is_some() {
+        let what = format!(
+            "{}: only a sealed image can be cloned: take a snapshot of it first and clone that",
+            snapshot.display()
+        );
+        return Err(Error::Invalid { what });
+    }
+    let create = CreateOptions::child_of(snapshot).vfs(Arc::clone(&options.vfs));
+    let allowed = options.policy.allowed.iter();
+    allowed.fold(create, |create, folder| create.allow_parents_in(folder)).create(new)
+}
+
+/// The snapshot, with all that it needs.
+fn sealed(options: &OpenOptions, path: &Path, leaf: &Leaf, name: &SnapshotName) -> Result<ParentImage> {
+    let snapshot = leaf.snapshot(name);
+    let none = |what: String| Error::NotFound { path: path.to_path_buf(), what };
+    if options.vfs.identity(&snapshot).is_err() {
+        return Err(none(format!("it has no snapshot \"{name}\": {} does not exist", snapshot.display())));
+    }
+    let images = chain::open_from(&options.vfs, &snapshot, &options.policy)?;
+    match images.into_iter().next() {
+        Some(image) if image.seal_id().is_some() => Ok(image),
+        _ => Err(none(format!("{} is no snapshot: it is not sealed", snapshot.display()))),
+    }
+}
+
+/// The parent of a leaf, if it has one that is found.
+fn parent_of(options: &OpenOptions, leaf: &Leaf, image: &LockedImage) -> Option<ParentImage> {
+    let claims = ChildClaims {
+        path: &leaf.path(),
+        file: &**image.file(),
+        footer: image.footer(),
+        header: image.header()?,
+        lineage: image.lineage()?,
+    };
+    chain::open_images(&options.vfs, &claims, &options.policy).ok()?.into_iter().next()
+}
+
+/// Takes away what a revert that was cut has left. Nobody else makes this file while the leaf is locked.
+fn clear(options: &OpenOptions, leaf: &Leaf, next: &Path) -> Result<()> {
+    let vfs = &options.vfs;
+    if vfs.identity(next).is_err() {
+        return Ok(());
+    }
+    let left = LockedImage::new(Arc::clone(vfs), next, Access::ReadOnly)?;
+    let is_ours = left.lineage().is_some_and(|lineage| lineage.parent_seal.is_some() && !lineage.is_sealed());
+    if !is_ours {
+        return Err(Error::Exists { path: next.to_path_buf() });
+    }
+    let (id, parent): (UniqueId, _) = (left.footer().unique_id, parent_of(options, leaf, &left));
+    vfs.remove(next).map_err(|error| Error::io(next, "removing what a revert left", error))?;
+    chain::sync_folder(&**vfs, leaf)?;
+    parent.map_or(Ok(()), |parent| chain::unregister(&**vfs, id, &parent))
+}
