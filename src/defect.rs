@@ -143,6 +143,10 @@ defects! {
     CommitBeforeSeal,
     /// A sealing that was cut is finished though the seal was in a cache alone.
     SealFromCache,
+    /// The allocator hands out a slot that is in use.
+    LiveSlotIsHandedOut,
+    /// A write of the guest goes to a block's page.
+    GuestWritesToMetadata,
     ;
     of threads:
     /// A freed slot is punched although somebody still uses it.
@@ -177,6 +181,18 @@ defects! {
 #[cfg(feature = "defects")]
 pub(crate) fn active(defect: Defect) -> bool {
     ACTIVE.with(|active| active.get() == Some(defect))
+}
+
+/// Whether any defect is switched on, on this thread.
+#[cfg(feature = "defects")]
+pub(crate) fn any() -> bool {
+    ACTIVE.with(|active| active.get().is_some())
+}
+
+/// No defects without the feature.
+#[cfg(not(feature = "defects"))]
+pub(crate) const fn any() -> bool {
+    false
 }
 
 /// No defects without the feature.

@@ -25,10 +25,13 @@ mod summary;
 
 use campaign::{Case, PLANS, Weather, Wrong};
 use cowvhd::defect::{self, Defect};
-use cowvhd::sim::Bounds;
+use cowvhd::sim::{Bounds, SimVfs};
+use cowvhd::vfs::Vfs;
+use cowvhd::{CreateOptions, OpenOptions};
+use std::path::Path;
 use std::process::Command;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// At most so many workloads are tried for one defect.
 const SEEDS: u64 = 240;
@@ -99,6 +102,24 @@ fn kill(defect: Defect) -> Option<Wrong> {
 /// An operation on a chain, by its seed, with the states that a crash in it may leave.
 type ChainOperation = fn(u64, &Bounds) -> Result<u64, String>;
 
+/// New blocks, some of which are discarded: every write succeeds, and no slot is handed out that somebody has. What the blocks
+/// hold is not looked at: the guards are to notice by themselves.
+fn new_blocks(seed: u64, _: &Bounds) -> Result<u64, String> {
+    let vfs: Arc<dyn Vfs> = Arc::new(SimVfs::new(seed));
+    let (path, block) = (Path::new("/vm.vhd"), 64 << 10);
+    let create = CreateOptions::new(64 * block).vfs(Arc::clone(&vfs));
+    create.test_geometry(block as u32, 128 << 10).create(path).unwrap();
+    let disk = OpenOptions::new().vfs(vfs).open(path).unwrap();
+    for number in 0..64 {
+        disk.write_at(&[1; 4096], (number * 5 + seed) % 64 * block).map_err(|error| error.to_string())?;
+        if number % 7 == 6 {
+            disk.discard((number * 5 + seed) % 64 * block, block).unwrap();
+            disk.flush().unwrap();
+        }
+    }
+    disk.close().map(|()| 1).map_err(|error| error.to_string())
+}
+
 /// The operation on a chain that a defect is in, if it is in one.
 fn chain_operation(defect: Defect) -> Option<ChainOperation> {
     match defect {
@@ -106,6 +127,7 @@ fn chain_operation(defect: Defect) -> Option<ChainOperation> {
         Defect::RepointWithoutImages => Some(chain_ops::torn_header),
         Defect::RepointWithoutFlush => Some(chain_ops::rebased),
         Defect::MergeLetsBlocksGo => Some(chain_ops::merged_running),
+        Defect::LiveSlotIsHandedOut | Defect::GuestWritesToMetadata => Some(new_blocks),
         Defect::MergeForgetsShortLayers | Defect::MergeOverwrites => Some(chain_ops::merged),
         _ => None,
     }

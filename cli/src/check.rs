@@ -2,11 +2,12 @@
 
 use crate::failure::Failure;
 use crate::output;
+use crate::parents::Parents;
 use cowvhd::ErrorKind;
-use cowvhd::check::{Finding, Report, Severity};
+use cowvhd::check::{ChainReport, Code, Finding, Report, Severity};
 use cowvhd::vfs::HostVfs;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -22,7 +23,12 @@ pub(crate) const SCHEMA: u32 = 1;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Check {
     /// The disk's file.
-    file: PathBuf,
+    pub(crate) file: PathBuf,
+    /// Checks all of its parents, too, each against the one over it.
+    #[arg(long)]
+    chain: bool,
+    #[command(flatten)]
+    parents: Parents,
     /// Prints one JSON object; its keys are those of "qemu-img check", and more.
     #[arg(long)]
     json: bool,
@@ -51,20 +57,28 @@ pub(crate) mod exit {
 
 impl Check {
     pub(crate) fn run(&self) -> ExitCode {
-        let report = match cowvhd::check::check(Arc::new(HostVfs), &self.file) {
-            Ok(report) => report,
+        if !self.chain && !self.parents.are_default() {
+            output::say("--parent and --allow-parents-in need --chain");
+            return crate::failure::Code::Usage.into();
+        }
+        let checked = match self.chain {
+            true => cowvhd::check::check_chain(&self.parents.options(), &self.file).map(Checked::Chain),
+            false => cowvhd::check::check(Arc::new(HostVfs), &self.file).map(Checked::File),
+        };
+        let checked = match checked {
+            Ok(checked) => checked,
             Err(error) => return self.not_checked(error),
         };
         let printed = match self.json {
-            true => json(&report).and_then(|text| output::print(&text)),
-            false => output::print(&text(&report)),
+            true => json(&checked).and_then(|text| output::print(&text)),
+            false => output::print(&text(&checked)),
         };
         if let Err(failure) = printed {
             output::say(failure);
             return self.code(exit::OPERATIONAL, 1);
         }
-        let worst = report.worst();
-        let fsck = fsck_code(&report, self.strict);
+        let worst = checked.layers().iter().filter_map(Report::worst).max();
+        let fsck = fsck_code(worst, self.strict);
         let qemu = match worst {
             Some(Severity::Corruption | Severity::Risk) => 2,
             Some(Severity::Leak) => 3,
@@ -87,9 +101,29 @@ impl Check {
     }
 }
 
+/// What was checked.
+enum Checked {
+    File(Report),
+    Chain(ChainReport),
+}
+
+impl Checked {
+    /// The disk itself first.
+    fn layers(&self) -> &[Report] {
+        match self {
+            Checked::File(report) => std::slice::from_ref(report),
+            Checked::Chain(chain) => chain.layers(),
+        }
+    }
+
+    fn count(&self, severity: Severity) -> u64 {
+        self.layers().iter().map(|layer| layer.count_severity(severity)).sum()
+    }
+}
+
 /// The exit code for what was found.
-pub(crate) fn fsck_code(report: &Report, strict: bool) -> u8 {
-    match report.worst() {
+pub(crate) fn fsck_code(worst: Option<Severity>, strict: bool) -> u8 {
+    match worst {
         Some(Severity::Corruption | Severity::Risk) => exit::ERRORS_LEFT,
         Some(Severity::Leak) if strict => exit::ERRORS_LEFT,
         _ => exit::CLEAN,
@@ -97,12 +131,37 @@ pub(crate) fn fsck_code(report: &Report, strict: bool) -> u8 {
 }
 
 /// The report for a person.
-fn text(report: &Report) -> String {
-    findings(report) + &summary(report)
+fn text(checked: &Checked) -> String {
+    let mut explained = BTreeSet::new();
+    let mut text = String::new();
+    for layer in checked.layers() {
+        text.push_str(&explain(layer, &mut explained));
+        text.push_str(&summary(layer));
+    }
+    if let Checked::Chain(chain) = checked {
+        for parent in chain.parent_candidates() {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "found nearby: {}", parent.display());
+        }
+        let layers = chain.layers().len();
+        let path = chain.layers().first().map_or(String::new(), |leaf| name(&leaf.path));
+        let _ = writeln!(
+            text,
+            "{path}: chain of {layers} {}: {}",
+            if layers == 1 { "layer" } else { "layers" },
+            counts(|severity| checked.count(severity))
+        );
+    }
+    text
 }
 
 /// One line for each finding, and what they mean.
 pub(crate) fn findings(report: &Report) -> String {
+    explain(report, &mut BTreeSet::new())
+}
+
+/// The same; what a code means is said once.
+fn explain(report: &Report, explained: &mut BTreeSet<Code>) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
     for finding in report.findings() {
@@ -121,7 +180,7 @@ pub(crate) fn findings(report: &Report) -> String {
         if count > shown {
             let _ = writeln!(text, "{}: {code}: {} more", code.severity(), count - shown);
         }
-        if code.severity() >= Severity::Leak {
+        if code.severity() >= Severity::Leak && explained.insert(code) {
             let _ = writeln!(text, "  {code} means: {}\n  repair {}", code.means(), code.repair());
         }
     }
@@ -131,19 +190,23 @@ pub(crate) fn findings(report: &Report) -> String {
 /// The last line of a report.
 pub(crate) fn summary(report: &Report) -> String {
     let kind = report.disk_type.map_or("no usable disk".to_string(), |kind| format!("{kind} disk"));
-    let counts = [Severity::Corruption, Severity::Risk, Severity::Leak, Severity::Note]
-        .map(|severity| (severity, report.count_severity(severity)));
-    let counts: Vec<String> = counts
-        .iter()
-        .filter(|(_, count)| *count > 0)
-        .map(|(severity, count)| format!("{count} {}", plural(*severity, *count)))
-        .collect();
-    let counts = if counts.is_empty() { "in order".to_string() } else { counts.join(", ") };
+    let counts = counts(|severity| report.count_severity(severity));
     let blocks = match report.total_blocks {
         0 => String::new(),
         total => format!(", {} of {total} blocks in use", report.allocated_blocks),
     };
     format!("{}: {kind}{blocks}: {counts}\n", report.path.display())
+}
+
+/// How much of each severity there is, in words.
+fn counts(count: impl Fn(Severity) -> u64) -> String {
+    let counts: Vec<String> = [Severity::Corruption, Severity::Risk, Severity::Leak, Severity::Note]
+        .map(|severity| (severity, count(severity)))
+        .iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(severity, count)| format!("{count} {}", plural(*severity, *count)))
+        .collect();
+    if counts.is_empty() { "in order".to_string() } else { counts.join(", ") }
 }
 
 fn plural(severity: Severity, count: u64) -> String {
@@ -177,11 +240,50 @@ struct JsonReport {
     codes: BTreeMap<&'static str, u64>,
     /// The first findings of each code.
     findings: Vec<JsonFinding>,
+    #[serde(flatten)]
+    chain: Option<JsonChain>,
+}
+
+/// What is told of a chain besides.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct JsonChain {
+    layers: Vec<JsonLayer>,
+    parent_candidates: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct JsonLayer {
+    filename: String,
+    vhd_type: Option<String>,
+    virtual_size: Option<u64>,
+    file_size: u64,
+    corruptions: u64,
+    risks: u64,
+    leaks: u64,
+    notes: u64,
+}
+
+impl From<&Report> for JsonLayer {
+    fn from(layer: &Report) -> Self {
+        JsonLayer {
+            filename: name(&layer.path),
+            vhd_type: layer.disk_type.map(|kind| kind.to_string()),
+            virtual_size: layer.virtual_size,
+            file_size: layer.file_bytes,
+            corruptions: layer.count_severity(Severity::Corruption),
+            risks: layer.count_severity(Severity::Risk),
+            leaks: layer.count_severity(Severity::Leak),
+            notes: layer.count_severity(Severity::Note),
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct JsonFinding {
+    filename: String,
     code: &'static str,
     severity: &'static str,
     structure: &'static str,
@@ -192,9 +294,10 @@ struct JsonFinding {
     repair: &'static str,
 }
 
-impl From<&Finding> for JsonFinding {
-    fn from(finding: &Finding) -> Self {
+impl JsonFinding {
+    fn new(path: &Path, finding: &Finding) -> Self {
         JsonFinding {
+            filename: name(path),
             code: finding.code.as_str(),
             severity: finding.severity().as_str(),
             structure: finding.structure,
@@ -208,7 +311,23 @@ impl From<&Finding> for JsonFinding {
 }
 
 /// The report for a program.
-fn json(report: &Report) -> Result<String, Failure> {
+fn json(checked: &Checked) -> Result<String, Failure> {
+    let layers = checked.layers();
+    let Some(report) = layers.first() else { return Err(Failure::new("nothing was checked")) };
+    let mut codes = BTreeMap::new();
+    for (code, count) in layers.iter().flat_map(Report::codes) {
+        *codes.entry(code.as_str()).or_default() += count;
+    }
+    let findings = |layer: &Report| -> Vec<JsonFinding> {
+        layer.findings().iter().map(|finding| JsonFinding::new(&layer.path, finding)).collect()
+    };
+    let chain = match checked {
+        Checked::File(_) => None,
+        Checked::Chain(chain) => Some(JsonChain {
+            layers: layers.iter().map(JsonLayer::from).collect(),
+            parent_candidates: chain.parent_candidates().iter().map(|path| name(path)).collect(),
+        }),
+    };
     let json = JsonReport {
         schema: SCHEMA,
         filename: name(&report.path),
@@ -217,15 +336,16 @@ fn json(report: &Report) -> Result<String, Failure> {
         virtual_size: report.virtual_size,
         file_size: report.file_bytes,
         check_errors: 0,
-        corruptions: report.count_severity(Severity::Corruption),
-        risks: report.count_severity(Severity::Risk),
-        leaks: report.count_severity(Severity::Leak),
-        notes: report.count_severity(Severity::Note),
-        leaked_bytes: report.leaked_bytes,
+        corruptions: checked.count(Severity::Corruption),
+        risks: checked.count(Severity::Risk),
+        leaks: checked.count(Severity::Leak),
+        notes: checked.count(Severity::Note),
+        leaked_bytes: layers.iter().map(|layer| layer.leaked_bytes).sum(),
         total_clusters: report.total_blocks,
         allocated_clusters: report.allocated_blocks,
-        codes: report.codes().map(|(code, count)| (code.as_str(), count)).collect(),
-        findings: report.findings().iter().map(JsonFinding::from).collect(),
+        codes,
+        findings: layers.iter().flat_map(findings).collect(),
+        chain,
     };
     let text = serde_json::to_string_pretty(&json)
         .map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?;

@@ -1,7 +1,7 @@
 //! Where the parents of a differencing disk may lie: the options that every verb has that opens one.
 
 use cowvhd::OpenOptions;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Parents of a differencing disk. Without these they have to lie in the disk's own folder or below it.
 #[derive(Debug, clap::Args)]
@@ -25,5 +25,15 @@ impl Parents {
             Some(parent) => options.parent(parent),
             None => options,
         }
+    }
+
+    /// Whether none was given.
+    pub(crate) fn are_default(&self) -> bool {
+        self.parent.is_none() && self.allow_parents_in.is_empty()
+    }
+
+    /// The caller's own path of the disk's parent.
+    pub(crate) fn parent(&self) -> Option<&Path> {
+        self.parent.as_deref()
     }
 }

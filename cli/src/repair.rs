@@ -3,8 +3,9 @@
 use crate::check::{SCHEMA, exit, findings, fsck_code, summary};
 use crate::failure::Failure;
 use crate::output;
+use crate::parents::Parents;
 use cowvhd::ErrorKind;
-use cowvhd::check::{Consent, Repair as Repaired, Step, plan, repair, salvage, undo};
+use cowvhd::check::{Consent, Repair as Repaired, Step, plan, relink, repair, salvage, undo};
 use cowvhd::vfs::{HostVfs, Vfs};
 use serde::Serialize;
 use std::ffi::OsString;
@@ -44,6 +45,11 @@ pub(crate) struct Repair {
     /// Leaves the file alone and writes what can be read of it to the new image OUT; lists what is lost.
     #[arg(long, value_name = "OUT", conflicts_with_all = ["consent", "undo", "undo_apply", "json"])]
     salvage: Option<PathBuf>,
+    /// Only looks for the parent of a differencing disk, where the disk does not name its place, and names the place found.
+    #[arg(long, conflicts_with_all = ["undo_apply", "salvage", "json"])]
+    relink: bool,
+    #[command(flatten)]
+    parents: Parents,
     /// Prints one JSON object.
     #[arg(long)]
     json: bool,
@@ -57,7 +63,12 @@ enum Agreed {
 
 impl Repair {
     pub(crate) fn run(&self) -> ExitCode {
+        if !self.relink && !self.parents.are_default() {
+            output::say("--parent and --allow-parents-in need --relink");
+            return crate::failure::Code::Usage.into();
+        }
         let done = match (&self.undo_apply, &self.salvage) {
+            _ if self.relink => self.relink(),
             (Some(saved), _) => self.go_back(saved),
             (_, Some(out)) => self.salvage(out),
             (None, None) => self.repair(),
@@ -108,12 +119,12 @@ impl Repair {
                 let planned = plan(vfs(), &self.file, Consent::All)?;
                 self.print(&planned, None)?;
                 Ok(match planned.changes() {
-                    true => fsck_code(&planned.before, false),
-                    false => fsck_code(&planned.after, false),
+                    true => fsck_code(planned.before.worst(), false),
+                    false => fsck_code(planned.after.worst(), false),
                 })
             }
             Agreed::To(consent) => {
-                let (repaired, saved) = self.repair_saving(consent)?;
+                let (repaired, saved) = self.saving(|saved| repair(vfs(), &self.file, consent, saved))?;
                 self.print(&repaired, Some(&saved))?;
                 Ok(match (repaired.is_sound(), repaired.changes()) {
                     (false, _) => exit::ERRORS_LEFT,
@@ -124,8 +135,27 @@ impl Repair {
         }
     }
 
-    /// Repairs into the first undo file that is free or unfinished.
-    fn repair_saving(&self, consent: Consent) -> Result<(Repaired, PathBuf), Failure> {
+    fn relink(&self) -> Result<u8, Failure> {
+        let (options, parent) = (self.parents.options(), self.parents.parent());
+        let file = self.file.display();
+        let name = |parent: &Path| format!("{file}: its parent is {}", parent.display());
+        match relink(&options, &self.file, parent, None)? {
+            None => output::print(&format!("{file}: its parent is where it says\n")).map(|()| exit::CLEAN),
+            Some(found) if !(self.preen || self.yes) => {
+                output::print(&format!("would do (-p): {}\n", name(&found))).map(|()| exit::ERRORS_LEFT)
+            }
+            Some(_) => {
+                let (found, saved) =
+                    self.saving(|saved| relink(&options, &self.file, parent, Some(saved)))?;
+                let done = found.map(|found| name(&found)).unwrap_or_default();
+                output::print(&format!("done (-p): {done}\nsaved in {}\n", saved.display()))?;
+                Ok(exit::CORRECTED)
+            }
+        }
+    }
+
+    /// Does something with the first undo file that is free or unfinished.
+    fn saving<T>(&self, repair: impl Fn(&Path) -> cowvhd::Result<T>) -> Result<(T, PathBuf), Failure> {
         let mut number = 1;
         loop {
             let saved = match (&self.undo, number) {
@@ -133,7 +163,7 @@ impl Repair {
                 (None, 1) => with_suffix(&self.file, ".undo"),
                 (None, _) => with_suffix(&self.file, &format!(".undo-{number}")),
             };
-            match repair(vfs(), &self.file, consent, &saved) {
+            match repair(&saved) {
                 Err(error) if error.kind() == ErrorKind::Exists && self.undo.is_none() && number < 1000 => {
                     number += 1;
                 }

@@ -106,3 +106,42 @@ fn going_back_over_later_changes_is_refused() {
     bench.cowvhd(&undo).must_say(8, &["changed after the repair", "--force"]);
     assert_eq!(bench.cowvhd(&[&undo[..], &["--force"]].concat()).code, 0);
 }
+
+/// The findings of a chain name their files; a parent that has moved is found, named, and the naming undone.
+#[test]
+fn a_chain_is_checked_and_linked_again() {
+    let bench = Bench::new();
+    bench.cowvhd(&["create", "base.vhd", "64M"]).must_be(0);
+    bench.cowvhd(&["create", "middle.vhd", "--parent", "base.vhd"]).must_be(0);
+    bench.cowvhd(&["create", "vm.vhd", "--parent", "middle.vhd"]).must_be(0);
+    let said = bench.cowvhd(&["check", "--chain", "vm.vhd"]);
+    assert!(said.must_be(0).ends_with("vm.vhd: chain of 3 layers: in order\n"), "{said:?}");
+
+    fs::create_dir(bench.path("elsewhere")).unwrap();
+    fs::rename(bench.path("base.vhd"), bench.path("elsewhere/moved.vhd")).unwrap();
+    assert_eq!(bench.cowvhd(&["check", "vm.vhd"]).code, 0);
+    let ended = bench.cowvhd(&["check", "--chain", "--json", "vm.vhd"]);
+    assert_eq!(ended.code, 4);
+    let json: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(json["findings"][0]["code"], "parent-moved");
+    assert_eq!(json["findings"][0]["filename"], json["layers"][1]["filename"]);
+    assert!(json["layers"][1]["filename"].as_str().unwrap().ends_with("middle.vhd"), "{json}");
+    assert!(json["parent-candidates"][0].as_str().unwrap().ends_with("elsewhere/moved.vhd"), "{json}");
+    let document = include_str!("../../docs/tool.md");
+    for key in json.as_object().unwrap().keys().chain(json["layers"][0].as_object().unwrap().keys()) {
+        assert!(document.contains(&format!("`{key}`")), "{key}");
+    }
+
+    let before = fs::read(bench.path("middle.vhd")).unwrap();
+    assert_eq!(bench.cowvhd(&["repair", "--relink", "middle.vhd"]).code, 4);
+    assert!(fs::read(bench.path("middle.vhd")).unwrap() == before);
+    let ended = bench.cowvhd(&["repair", "--relink", "-p", "middle.vhd"]);
+    assert!(ended.code == 1 && ended.stdout.contains("elsewhere/moved.vhd"), "{ended:?}");
+    assert_eq!(bench.cowvhd(&["check", "--chain", "middle.vhd"]).code, 0);
+    assert_eq!(bench.cowvhd(&["repair", "--relink", "-p", "middle.vhd"]).code, 0);
+    bench.cowvhd(&["repair", "--undo-apply", "middle.vhd.undo", "middle.vhd"]).must_be(0);
+    assert!(fs::read(bench.path("middle.vhd")).unwrap() == before);
+    // What needs another option is not silently ignored.
+    assert_eq!(bench.cowvhd(&["check", "--parent", "x.vhd", "vm.vhd"]).code, 16);
+    assert_eq!(bench.cowvhd(&["repair", "-p", "--parent", "x.vhd", "vm.vhd"]).code, 16);
+}

@@ -5,12 +5,13 @@
 //! child names. Candidates, in this order: the caller's own path, the locators `W2ru`, `W2ku`, `MacX`, and the parent name in
 //! the child's folder.
 
+use super::nearby::{self, Nearby};
 use super::parent::ParentImage;
 use crate::error::{Error, Result};
 use crate::sync::Arc;
 use crate::vfs::{Access, File, FileExt, Vfs};
 use crate::vhd::locator::{ParentPath, decode_payload};
-use crate::vhd::{DynamicHeader, PlatformCode};
+use crate::vhd::{DynamicHeader, PlatformCode, UniqueId};
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -36,16 +37,33 @@ impl ParentPolicy {
         header: &DynamicHeader,
         explicit: bool,
     ) -> Result<ParentImage> {
+        let mut open = |file: Arc<dyn File>, path: &Path| {
+            let parent = ParentImage::open(file, path)?;
+            Ok((parent.unique_id(), parent))
+        };
+        self.find_parent(vfs, leaf_folder, (child, child_file, header), explicit, &mut open)
+    }
+
+    /// The same for whoever makes something else of the file than an open parent: `open` says which disk it is.
+    pub(crate) fn find_parent<T>(
+        &self,
+        vfs: &dyn Vfs,
+        leaf_folder: &Path,
+        (child, child_file, header): (&Path, &dyn File, &DynamicHeader),
+        explicit: bool,
+        open: &mut impl FnMut(Arc<dyn File>, &Path) -> Result<(UniqueId, T)>,
+    ) -> Result<T> {
         let wanted = header.parent_unique_id;
         if let Some(path) = self.explicit.as_deref().filter(|_| explicit) {
             let file = vfs.open(path, Access::ReadOnly).map_err(|error| {
                 Error::io(path, format!("opening the parent of {}", child.display()), error)
             })?;
-            let parent = ParentImage::open(file, path)?;
-            if parent.unique_id() != wanted {
-                return Err(missing(child, header, &[(path.display().to_string(), other_id(&parent))]));
-            }
-            return Ok(parent);
+            return match open(file, path)? {
+                (found, parent) if found == wanted => Ok(parent),
+                (found, _) => {
+                    Err(missing(child, header, &[(path.display().to_string(), other_id(path, found))]))
+                }
+            };
         }
         let mut tried: Vec<(String, String)> = Vec::new();
         for (source, claim) in candidates(child_file, header) {
@@ -58,9 +76,9 @@ impl ParentPolicy {
             };
             let name = format!("{source} \"{claim}\"");
             match self.open_claim(vfs, leaf_folder, child, &claim) {
-                Ok((file, path)) => match ParentImage::open(file, &path) {
-                    Ok(parent) if parent.unique_id() == wanted => return Ok(parent),
-                    Ok(parent) => tried.push((name, other_id(&parent))),
+                Ok((file, path)) => match open(file, &path) {
+                    Ok((found, parent)) if found == wanted => return Ok(parent),
+                    Ok((found, _)) => tried.push((name, other_id(&path, found))),
                     // The right file in a state that forbids reading is worth more than another guess.
                     Err(error @ (Error::InUse { .. } | Error::Damaged { .. } | Error::NotClosed { .. })) => {
                         return Err(error);
@@ -71,6 +89,24 @@ impl ParentPolicy {
             }
         }
         Err(missing(child, header, &tried))
+    }
+
+    /// Looks for the disk `wanted` in the folder of `child` and in all folders where parents may lie, and below them.
+    pub(crate) fn look_nearby(
+        &self,
+        vfs: &dyn Vfs,
+        leaf_folder: &Path,
+        child: &Path,
+        wanted: UniqueId,
+    ) -> Nearby {
+        let allowed = self.allowed.iter().map(PathBuf::as_path);
+        let folders: Vec<&Path> = std::iter::once(leaf_folder).chain(allowed).collect();
+        let inside = |folder: &Path| {
+            let (Some(folder), folders) = (normal(folder), &folders) else { return false };
+            folders.iter().filter_map(|allowed| normal(allowed)).any(|allowed| folder.starts_with(allowed))
+        };
+        let own = Some(folder(child)).filter(|folder| inside(folder));
+        nearby::look(vfs, own.into_iter().chain(folders.iter().copied()), wanted)
     }
 
     fn open_claim(
@@ -110,7 +146,7 @@ impl ParentPolicy {
 }
 
 /// The folder that a file lies in.
-pub(super) fn folder(path: &Path) -> &Path {
+pub(crate) fn folder(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -142,8 +178,8 @@ fn candidates(file: &dyn File, header: &DynamicHeader) -> Vec<(String, Result<Pa
     found
 }
 
-fn other_id(parent: &ParentImage) -> String {
-    format!("{} is another disk (id {})", parent.path().display(), parent.unique_id())
+fn other_id(path: &Path, found: UniqueId) -> String {
+    format!("{} is another disk (id {found})", path.display())
 }
 
 fn missing(child: &Path, header: &DynamicHeader, tried: &[(String, String)]) -> Error {

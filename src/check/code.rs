@@ -177,6 +177,33 @@ codes! {
     LocatorsDisagree "locators-disagree" Note,
         "none is lost; the locators name parents of different names",
         "nothing";
+    ParentMissing "parent-missing" Corruption,
+        "the disk cannot be opened: its parent was not found; what this file holds is all there",
+        "nothing: put the parent back, or allow its folder (`--allow-parents-in`)";
+    ParentMoved "parent-moved" Corruption,
+        "the disk cannot be opened: its parent is not where it says; it was found elsewhere",
+        "`--relink`: the disk names the place where its parent is";
+    ParentLoop "parent-loop" Corruption,
+        "the disk cannot be opened: its chain of parents comes back to itself",
+        "nothing: the file does not tell which parent was right";
+    ChainTooDeep "chain-too-deep" Corruption,
+        "the disk cannot be opened: its chain has more layers than are ever opened",
+        "nothing";
+    ParentNotClosed "parent-not-closed" Corruption,
+        "disks over this one cannot be opened until it is recovered; what they show may have changed",
+        "nothing here: a repair of this parent, with -p, recovers it";
+    ParentChanged "parent-changed" Corruption,
+        "what the disk shows may have changed: its parent was written to after the disk was made",
+        "nothing: no file tells what the parent held";
+    ParentTime "parent-time" Note,
+        "none is lost if the parent was only copied: it has another time of change than the disk noted",
+        "nothing";
+    ParentSize "parent-size" Note,
+        "none is lost; the parent has another size: behind its end are zeros, and some programs refuse the chain",
+        "nothing";
+    ChainDeep "chain-deep" Note,
+        "none is lost; the first touch of a block asks many layers",
+        "nothing";
     LeakedSpace "leaked-space" Leak,
         "none is lost; space in the file belongs to no block",
         "-p: it is given back, in an image with superblocks";

@@ -8,9 +8,12 @@
 //! headers ──decide──▶ journal, replayed in memory ──▶ table ──▶ block pages ──▶ locators ──▶ unused space
 //! ```
 //!
+//! [`check_chain`] does the same with every layer of a disk, and compares them.
+//!
 //! docs/check.md lists all codes.
 
 mod blocks;
+mod chain;
 mod code;
 mod fixed;
 mod footer;
@@ -23,8 +26,9 @@ mod slots;
 mod space;
 mod table;
 
+pub use chain::{ChainReport, check_chain};
 pub use code::{Code, Severity};
-pub use repair::{Consent, Repair, Salvaged, Step, plan, repair, salvage, undo};
+pub use repair::{Consent, Repair, Salvaged, Step, plan, relink, repair, salvage, undo};
 pub use report::{Finding, Report};
 
 use crate::error::{Error, Result};

@@ -78,6 +78,11 @@ impl Report {
         }
     }
 
+    /// Keeps no more than the first `limit` findings; all stay counted.
+    pub(super) fn keep_findings(&mut self, limit: usize) {
+        self.findings.truncate(limit);
+    }
+
     /// What was found, in the order of the check. Of a code that was found often only the first are here; see
     /// [`Report::count`].
     pub fn findings(&self) -> &[Finding] {

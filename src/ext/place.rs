@@ -163,6 +163,15 @@ impl Placement {
         self.data_offset(entry) + u64::from(self.block_bytes)
     }
 
+    /// Whether `length` bytes from file offset `at` on are guest data of the block whose BAT entry is `entry`, and of nothing else:
+    /// behind headers, journal and BAT, and clear of its own and of every other block's page.
+    pub fn is_data(&self, entry: u32, at: u64, length: u64) -> bool {
+        let data = self.data_offset(entry);
+        self.table_end() <= data
+            && data <= at
+            && at.checked_add(length).is_some_and(|end| end <= self.block_end(entry))
+    }
+
     /// The file offset of the block page of a block in a slot of ours: the page whose end is the bitmap.
     pub fn block_page_offset(&self, entry: u32) -> u64 {
         (self.bitmap_offset(entry) + self.bitmap_bytes()).saturating_sub(PAGE_BYTES)

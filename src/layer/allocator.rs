@@ -5,6 +5,7 @@
 //! quarantine. Growth is in whole slots, ahead of need, and only by `set_len`, so that a new slot reads as zeros.
 
 use super::map::{BlockMap, Mapping};
+use super::owners::Owners;
 use super::reserve::Reserve;
 use crate::defect::{self, Defect};
 use crate::ext::{MAX_COUNTER, Placement};
@@ -59,17 +60,19 @@ pub(crate) struct Allocator {
     /// Slots taken whose pages no checkpoint has brought in place.
     without_page: u64,
     reserve: Reserve,
+    owners: Owners,
 }
 
 impl Allocator {
     /// An allocator over a file of `file_bytes` whose slots from `fresh` on were never used and whose slots in `free` read
-    /// as zeros, durably.
+    /// as zeros, durably; `owners` say what is in use.
     pub(crate) fn new(
         place: Placement,
         free: BTreeSet<u32>,
         fresh: u64,
         file_bytes: u64,
         next_allocation: u64,
+        owners: Owners,
     ) -> Self {
         Allocator {
             place,
@@ -83,6 +86,7 @@ impl Allocator {
             freed_since_flush: 0,
             without_page: 0,
             reserve: Reserve::default(),
+            owners,
         }
     }
 
@@ -92,20 +96,23 @@ impl Allocator {
             allocation.riders += 1;
             return Ok(Some((allocation.slot, false)));
         }
-        let Some(slot) = self.take_slot(file)? else { return Ok(None) };
+        let Some(slot) = self.take_slot(file, block)? else { return Ok(None) };
         let allocation = self.next_allocation;
         self.next_allocation += 1;
         self.in_flight.insert(block, InFlight { slot, allocation, riders: 1, published: false });
         Ok(Some((slot, true)))
     }
 
-    fn take_slot(&mut self, file: &dyn File) -> io::Result<Option<u32>> {
+    fn take_slot(&mut self, file: &dyn File, block: u32) -> io::Result<Option<u32>> {
         if self.next_allocation > LAST_ALLOCATION {
             return Ok(None);
         }
         self.reserve.cover(file, self.without_page + 1)?;
         let slot = self.next_slot(file)?;
         self.without_page += u64::from(slot.is_some());
+        if let Some(slot) = slot {
+            self.owners.take(&self.place, slot, block);
+        }
         Ok(slot)
     }
 
@@ -122,6 +129,9 @@ impl Allocator {
     }
 
     fn next_slot(&mut self, file: &dyn File) -> io::Result<Option<u32>> {
+        if defect::active(Defect::LiveSlotIsHandedOut) && self.fresh > 5 {
+            return Ok(self.place.slot_entry(self.fresh - 1));
+        }
         if let Some(slot) = self.free.pop_first() {
             return Ok(Some(slot));
         }
@@ -137,8 +147,8 @@ impl Allocator {
     }
 
     /// A slot of its own for a block that is to move. `Ok(None)` where no slot is left.
-    pub(crate) fn reserve(&mut self, file: &dyn File) -> io::Result<Option<u32>> {
-        self.take_slot(file)
+    pub(crate) fn reserve(&mut self, file: &dyn File, block: u32) -> io::Result<Option<u32>> {
+        self.take_slot(file, block)
     }
 
     /// The block's content is complete in a reserved slot: the block lives there from now on, as far as `sectors` say; `None`
@@ -163,7 +173,7 @@ impl Allocator {
 
     /// A reserved slot is not used after all; something may have been written to it.
     pub(crate) fn give_up(&mut self, slot: u32) {
-        self.soiled.push(slot);
+        self.soil(slot);
     }
 
     /// A write that rode on an allocation (`rode`), or brought sectors of a partial block, is complete: publishes the block if
@@ -211,10 +221,15 @@ impl Allocator {
             if defect::active(Defect::SoiledSlotIsReused) {
                 self.free.insert(slot);
             } else {
-                self.soiled.push(slot);
+                self.soil(slot);
             }
         }
         self.forget_if_done(block);
+    }
+
+    fn soil(&mut self, slot: u32) {
+        self.owners.leave(&self.place, slot);
+        self.soiled.push(slot);
     }
 
     fn forget_if_done(&mut self, block: u32) {
@@ -229,6 +244,7 @@ impl Allocator {
         map.set(block, Mapping::Absent);
         self.in_flight.remove(&block);
         self.pending.push(MapChange::Free { block, slot });
+        self.owners.leave(&self.place, slot);
         if defect::active(Defect::ReuseAtOnce) {
             self.free.insert(slot);
         }
@@ -256,7 +272,12 @@ impl Allocator {
     pub(crate) fn give_back(&mut self, slots: impl IntoIterator<Item = u32>) {
         // Slots off our grid (another program's) are left as holes.
         let place = self.place;
-        self.free.extend(slots.into_iter().filter(|&slot| place.slot_index(slot).is_some()));
+        for slot in slots {
+            self.owners.give_back(&place, slot);
+            if place.slot_index(slot).is_some() {
+                self.free.insert(slot);
+            }
+        }
     }
 
     /// Freed slots that no flush has journaled yet.

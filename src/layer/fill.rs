@@ -85,7 +85,7 @@ impl WriteGuard<'_> {
         }
         if bytes.iter().all(|&byte| byte == 0) {
             // What lies under bits that are not set may be anything.
-            let at = self.layer.place.data_offset(self.slot) + run.start;
+            let at = self.place_of(run.start, length)?;
             let zeroed = zero_range(&*self.layer.file, at, length);
             zeroed.map_err(|error| self.layer.io_error("zeroing", at, length as usize, error))?;
         } else {

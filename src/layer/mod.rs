@@ -19,6 +19,7 @@ mod map;
 mod new_file;
 mod open;
 mod overlay;
+mod owners;
 mod recover;
 mod relocate;
 mod repoint;

@@ -59,7 +59,7 @@ impl Layer {
     /// Copies a block, to which nobody writes meanwhile, to a slot of ours and publishes it there.
     fn move_block(&self, session: &Session, block: u32) -> Result<()> {
         let old = self.map.get(block).slot();
-        let slot = session.allocator.lock().reserve(&*self.file);
+        let slot = session.allocator.lock().reserve(&*self.file, block);
         let slot = slot.map_err(|error| Error::io(&self.path, "extending the image", error))?;
         let Some(slot) = slot else {
             let what = "a block that shares a page with metadata has to move".to_string();

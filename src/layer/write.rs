@@ -15,6 +15,7 @@ use super::session::Session;
 use super::units::{self, Bringing, UNIT_BYTES, UNIT_SECTORS, Units};
 use crate::defect::{self, Defect};
 use crate::error::{Error, Result};
+use crate::ext::PAGE_BYTES;
 use crate::journal::{DirtyExtent, write_zeros, zero_range};
 use crate::sync::Ordering;
 use crate::vfs::FileExt;
@@ -44,7 +45,7 @@ pub(crate) struct WriteGuard<'a> {
 
 impl Layer {
     /// Where a write to bytes `range` of `block` goes: its slot, or a new one. Whoever holds the payload moves it to the
-    /// guard's [`WriteGuard::file_offset`] and then commits.
+    /// guard's [`WriteGuard::place_of`] and then commits.
     pub(crate) fn prepare(&self, block: u32, range: Range<u64>) -> Result<WriteGuard<'_>> {
         let session = self.session()?;
         session.check(&self.path)?;
@@ -183,8 +184,9 @@ impl Layer {
     /// Zeroes a range within one block; of a differencing layer, whole units.
     fn zero_units(&self, block: u32, range: Range<u64>, keep_allocated: bool) -> Result<()> {
         let length = range.end - range.start;
+        let start = range.start;
         let guard = self.prepare(block, range)?;
-        let at = guard.file_offset();
+        let at = guard.place_of(start, length)?;
         let result = if keep_allocated {
             write_zeros(&*self.file, at, length)
         } else {
@@ -209,9 +211,27 @@ impl Layer {
 }
 
 impl WriteGuard<'_> {
-    /// The file offset at which the payload goes.
-    pub(crate) fn file_offset(&self) -> u64 {
-        self.layer.place.data_offset(self.slot) + self.range.start
+    /// The file offset at which bytes of the block go, from `offset` on. Fails, before anything is written, where that would be
+    /// over metadata: whatever went wrong before, a guest never writes there.
+    pub(super) fn place_of(&self, offset: u64, length: u64) -> Result<u64> {
+        let (layer, slot) = (self.layer, self.slot);
+        let mut at = layer.place.data_offset(slot) + offset;
+        if defect::active(Defect::GuestWritesToMetadata) && self.block % 3 == 2 {
+            at = at.saturating_sub(offset + PAGE_BYTES);
+        }
+        // Where other programs have placed blocks they may lie off the grid.
+        let is_place = layer.place.slot_index(slot).is_some() || !layer.described;
+        match is_place && layer.place.is_data(slot, at, length) {
+            true => Ok(at),
+            false => Err(Error::Damaged {
+                path: layer.path.clone(),
+                what: format!(
+                    "{length} bytes of block {} would go to file offset {at}, over metadata; nothing was written",
+                    self.block
+                ),
+                hint: "this is a fault of the program, or of the machine's memory: report it, and run `cowvhd check`",
+            }),
+        }
     }
 
     /// Writes the payload, as long as the range the guard was made for, and commits.
@@ -271,7 +291,7 @@ impl WriteGuard<'_> {
     }
 
     pub(super) fn put(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let at = self.layer.place.data_offset(self.slot) + offset;
+        let at = self.place_of(offset, bytes.len() as u64)?;
         let written = self.layer.file.write_all_at(bytes, at);
         written.map_err(|error| self.layer.io_error("writing", at, bytes.len(), error))
     }

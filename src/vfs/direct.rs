@@ -82,6 +82,10 @@ impl Vfs for DirectVfs {
         HostVfs.files(directory, prefix)
     }
 
+    fn files_below(&self, folder: &Path, limit: usize) -> io::Result<Vec<PathBuf>> {
+        HostVfs.files_below(folder, limit)
+    }
+
     fn sync_dir(&self, directory: &Path) -> io::Result<()> {
         HostVfs.sync_dir(directory)
     }

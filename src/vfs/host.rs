@@ -6,6 +6,7 @@ use rustix::fs::{
     Timespec, Timestamps, UTIME_OMIT,
 };
 use rustix::io::ReadWriteFlags;
+use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, IoSlice};
 use std::num::NonZeroU64;
@@ -93,6 +94,31 @@ impl Vfs for HostVfs {
             }
         }
         Ok(names)
+    }
+
+    fn files_below(&self, folder: &Path, limit: usize) -> io::Result<Vec<PathBuf>> {
+        let mut files = Vec::new();
+        let mut folders = VecDeque::from([PathBuf::new()]);
+        let mut rest = limit;
+        while let Some(inside) = folders.pop_front() {
+            let entries = match std::fs::read_dir(or_current(folder).join(&inside)) {
+                Ok(entries) => entries,
+                Err(error) if inside.as_os_str().is_empty() => return Err(error),
+                Err(_) => continue,
+            };
+            let mut names: Vec<_> = entries.filter_map(Result::ok).take(rest).collect();
+            rest -= names.len();
+            names.sort_by_key(std::fs::DirEntry::file_name);
+            for name in names {
+                let path = inside.join(name.file_name());
+                match name.file_type() {
+                    Ok(kind) if kind.is_file() => files.push(path),
+                    Ok(kind) if kind.is_dir() => folders.push_back(path),
+                    _ => {}
+                }
+            }
+        }
+        Ok(files)
     }
 
     fn sync_dir(&self, directory: &Path) -> io::Result<()> {
@@ -370,6 +396,21 @@ mod tests {
         assert!(file.is_read_only().unwrap());
         HostVfs.open(&path, Access::ReadOnly).unwrap().set_read_only(false).unwrap();
         assert_eq!(mode(), 0o644);
+    }
+
+    #[test]
+    fn files_below_a_folder_are_listed_nearest_first_and_no_more_than_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("a/b")).unwrap();
+        for name in ["z", "a/y", "a/b/x"] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        std::os::unix::fs::symlink("/", dir.path().join("link")).unwrap();
+        let files = |limit| HostVfs.files_below(dir.path(), limit).unwrap();
+        assert_eq!(files(100), ["z", "a/y", "a/b/x"].map(PathBuf::from));
+        // The folder `a`, the link and `z`, then a name in `a`.
+        assert!(files(4).len() < 3);
+        assert!(HostVfs.files_below(&dir.path().join("none"), 9).is_err());
     }
 
     #[test]

@@ -93,6 +93,14 @@ pub trait Vfs: Send + Sync + fmt::Debug {
     /// The names of the regular files in a directory that start with `prefix`, in any order. Links are none.
     fn files(&self, directory: &Path, prefix: &OsStr) -> io::Result<Vec<OsString>>;
 
+    /// The regular files in a folder and in the folders below it, by their paths from there, the nearest first. Links are not
+    /// followed, and no more than `limit` names of any kind are read.
+    fn files_below(&self, folder: &Path, limit: usize) -> io::Result<Vec<PathBuf>> {
+        let mut names = self.files(folder, OsStr::new(""))?;
+        names.sort();
+        Ok(names.into_iter().take(limit).map(PathBuf::from).collect())
+    }
+
     /// Makes the names in a directory durable.
     fn sync_dir(&self, directory: &Path) -> io::Result<()>;
 

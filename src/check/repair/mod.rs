@@ -15,6 +15,7 @@ mod guarded;
 mod one_file;
 mod pages;
 mod ranges;
+mod relink;
 mod salvage;
 mod shadow;
 mod superblocks;
@@ -28,6 +29,7 @@ use crate::layer::{self, Image, LockedImage};
 use crate::sync::{Arc, Mutex};
 use crate::vfs::{Access, File, FileExt, Vfs};
 use crate::vhd::UniqueId;
+pub use relink::relink;
 pub use salvage::{Salvaged, salvage};
 
 use guarded::GuardedFile;
@@ -226,6 +228,7 @@ impl Target<'_> {
                 inner: Arc::clone(&self.vfs),
                 path: self.path.to_path_buf(),
                 file: Arc::clone(&self.file),
+                others: Access::ReadOnly,
             };
             // Nothing is read of a parent: it need not be there.
             let open_and_close = |image: LockedImage| {

@@ -1,4 +1,5 @@
-//! A file system in which one file, that its owner holds locked, is another handle; all others can only be read.
+//! A file system in which one file, that its owner holds locked, is another handle; all others can only be read, unless said
+//! otherwise.
 
 use crate::sync::Arc;
 use crate::vfs::{Access, File, FileIdentity, FileTime, Vfs};
@@ -12,12 +13,15 @@ pub(super) struct OneFile {
     pub(super) inner: Arc<dyn Vfs>,
     pub(super) path: PathBuf,
     pub(super) file: Arc<dyn File>,
+    /// How all others may be opened.
+    pub(super) others: Access,
 }
 
 impl Vfs for OneFile {
-    fn open(&self, path: &Path, _access: Access) -> io::Result<Arc<dyn File>> {
+    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn File>> {
         match path == self.path {
             true => Ok(Arc::clone(&self.file)),
+            false if self.others == Access::ReadWrite => self.inner.open(path, access),
             false => self.inner.open(path, Access::ReadOnly),
         }
     }
@@ -52,6 +56,10 @@ impl Vfs for OneFile {
 
     fn files(&self, directory: &Path, prefix: &OsStr) -> io::Result<Vec<OsString>> {
         self.inner.files(directory, prefix)
+    }
+
+    fn files_below(&self, folder: &Path, limit: usize) -> io::Result<Vec<PathBuf>> {
+        self.inner.files_below(folder, limit)
     }
 
     fn sync_dir(&self, directory: &Path) -> io::Result<()> {

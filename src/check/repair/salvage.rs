@@ -51,7 +51,8 @@ pub fn salvage(vfs: Arc<dyn Vfs>, path: &Path, out: &Path) -> Result<Salvaged> {
     give_up_bad_entries(&target)?;
     let last = target.examine()?.image;
 
-    let view = OneFile { inner: Arc::clone(&vfs), path: path.to_path_buf(), file: shadow };
+    let view =
+        OneFile { inner: Arc::clone(&vfs), path: path.to_path_buf(), file: shadow, others: Access::ReadOnly };
     let disk = OpenOptions::new().vfs(Arc::new(view)).read_only(true).open(path)?;
     let mut lost = Vec::new();
     if let (Some(first), Some(last)) = (&first, &last) {

@@ -1,0 +1,219 @@
+//! Chains: what a check of all layers finds, which file it names, and how a parent that has moved is found again.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+#[path = "support/hostile_chains.rs"]
+mod hostile_chains;
+
+use cowvhd::check::{ChainReport, Code, Consent, Severity, check_chain, plan, relink, undo};
+use cowvhd::vfs::{Access, HostVfs, LockMode, Vfs};
+use cowvhd::{CreateOptions, ErrorKind, OpenOptions};
+use hostile_chains::{Case, Outcome, cases};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// All files of a folder: their bytes and times.
+fn files(folder: &Path) -> BTreeMap<PathBuf, (SystemTime, Vec<u8>)> {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let entry = entry.unwrap();
+            let kind = entry.file_type().unwrap();
+            if kind.is_dir() {
+                folders.push(entry.path());
+            } else if kind.is_file() {
+                let modified = entry.metadata().unwrap().modified().unwrap();
+                files.insert(entry.path(), (modified, fs::read(entry.path()).unwrap()));
+            }
+        }
+    }
+    files
+}
+
+fn checked(path: &Path) -> ChainReport {
+    check_chain(&OpenOptions::new(), path).unwrap()
+}
+
+fn text(chain: &ChainReport) -> String {
+    chain.layers().iter().map(|layer| format!("{:?}: {:#?}\n", layer.path, layer.findings())).collect()
+}
+
+fn judge(case: &Case) {
+    let (dir, name) = (tempfile::tempdir().unwrap(), case.name);
+    (case.build)(dir.path());
+    let disk = dir.path().join("disks/disk.vhd");
+    let deep = case.code == Code::ChainTooDeep;
+    let before = if deep { BTreeMap::new() } else { files(dir.path()) };
+
+    let chain = checked(&disk);
+    let said = if deep { String::new() } else { text(&chain) };
+    let layer = chain.layers().get(case.layer).unwrap_or_else(|| panic!("{name}: {said}"));
+    assert!(layer.count(case.code) > 0, "{name}: {said}");
+    assert_eq!(chain.is_sound(), case.outcome == Outcome::Sound, "{name}: {said}");
+    if deep {
+        return;
+    }
+
+    // Nothing that a repair of the disk itself does is about its parents.
+    let planned = plan(Arc::new(HostVfs), &disk, Consent::All).unwrap();
+    assert!(!planned.changes(), "{name}: {:?}", planned.steps);
+    let opened = || OpenOptions::new().read_only(true).open(&disk).map(drop);
+    let saved = dir.path().join("undo");
+    let linked = relink(&OpenOptions::new(), &disk, None, Some(&saved));
+    match case.outcome {
+        Outcome::Relinked => {
+            let parent = linked.unwrap().unwrap();
+            assert_eq!(chain.parent_candidates(), std::slice::from_ref(&parent), "{name}");
+            opened().unwrap();
+            assert!(checked(&disk).is_sound(), "{name}: {}", text(&checked(&disk)));
+            assert_eq!(relink(&OpenOptions::new(), &disk, None, None).unwrap(), None);
+            undo(Arc::new(HostVfs), &saved, &disk, false).unwrap();
+            fs::remove_file(&saved).unwrap();
+        }
+        _ => assert!(!matches!(linked, Ok(Some(_))), "{name}: {linked:?}"),
+    }
+    let mut after = files(dir.path());
+    if case.outcome == Outcome::Relinked {
+        // The parent has noted where its child is.
+        let noted = |path: &PathBuf| path == &chain.parent_candidates()[0];
+        after.extend(before.iter().filter(|(path, _)| noted(path)).map(|(p, f)| (p.clone(), f.clone())));
+    }
+    assert!(after == before, "{name}: something was changed");
+    if case.outcome == Outcome::Sound {
+        opened().unwrap();
+    }
+}
+
+#[test]
+fn every_chain_is_found_out_and_mended_or_refused() {
+    let failed: Vec<&str> = cases()
+        .iter()
+        .filter(|case| std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| judge(case))).is_err())
+        .map(|case| case.name)
+        .collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
+/// docs/check.md has a row for each.
+#[test]
+fn every_chain_is_documented() {
+    let document = include_str!("../docs/check.md");
+    for Case { name, code, layer, outcome, .. } in cases() {
+        let layer = match layer {
+            0 => "the disk",
+            1 => "its parent",
+            _ => "the last layer",
+        };
+        let repair = match outcome {
+            Outcome::Sound => "nothing to do",
+            Outcome::Relinked => "`--relink`",
+            Outcome::Refused => "refused",
+        };
+        let row = format!("| {name} | `{code}` | {layer} | {repair} |\n");
+        assert!(document.contains(&row), "docs/check.md lacks: {row}");
+    }
+}
+
+/// A root, a child in a folder below, and a child over that.
+fn three(dir: &Path) -> [PathBuf; 3] {
+    fs::create_dir(dir.join("base")).unwrap();
+    let [root, middle, disk] = ["base/root.vhd", "base/middle.vhd", "disk.vhd"].map(|name| dir.join(name));
+    CreateOptions::new(64 << 20).create(&root).unwrap();
+    CreateOptions::child_of(&root).create(&middle).unwrap();
+    CreateOptions::child_of(&middle).create(&disk).unwrap();
+    let open = OpenOptions::new().open(&disk).unwrap();
+    open.write_at(&[1; 512], 5 << 20).unwrap();
+    open.close().unwrap();
+    [disk, middle, root]
+}
+
+#[test]
+fn a_sound_chain_is_in_order_layer_by_layer() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = three(dir.path());
+    let chain = checked(&paths[0]);
+    assert_eq!(chain.worst(), None, "{}", text(&chain));
+    let found: Vec<&Path> = chain.layers().iter().map(|layer| layer.path.as_path()).collect();
+    assert_eq!(found, paths.iter().map(PathBuf::as_path).collect::<Vec<_>>());
+}
+
+/// The layer in the middle has lost its parent: it is the file that is named, and that is mended.
+#[test]
+fn damage_far_down_is_named_by_its_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let [disk, middle, root] = three(dir.path());
+    let moved = dir.path().join("base/elsewhere");
+    fs::rename(&root, &moved).unwrap();
+    let chain = checked(&disk);
+    assert_eq!(chain.layers().len(), 2);
+    assert_eq!(chain.layers()[1].count(Code::ParentMoved), 1, "{}", text(&chain));
+    assert_eq!(chain.parent_candidates(), std::slice::from_ref(&moved));
+    let saved = dir.path().join("undo");
+    assert_eq!(relink(&OpenOptions::new(), &middle, None, None).unwrap().unwrap(), moved);
+    assert_eq!(relink(&OpenOptions::new(), &middle, None, Some(&saved)).unwrap().unwrap(), moved);
+    let chain = checked(&disk);
+    assert_eq!(chain.layers().len(), 3);
+    assert!(chain.worst() <= Some(Severity::Note), "{}", text(&chain));
+}
+
+/// A parent elsewhere is found by a folder that the caller allows, never without.
+#[test]
+fn candidates_come_from_allowed_folders_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disks, outside) = (dir.path().join("disks"), dir.path().join("outside"));
+    fs::create_dir(&disks).unwrap();
+    fs::create_dir_all(outside.join("deep/er")).unwrap();
+    let (disk, base) = (disks.join("disk.vhd"), disks.join("base.vhd"));
+    CreateOptions::new(8 << 20).create(&base).unwrap();
+    CreateOptions::child_of(&base).create(&disk).unwrap();
+    let moved = outside.join("deep/er/base");
+    fs::rename(&base, &moved).unwrap();
+    let options = OpenOptions::new();
+    assert_eq!(checked(&disk).layers()[0].count(Code::ParentMissing), 1);
+    assert_eq!(relink(&options, &disk, None, None).unwrap_err().kind(), ErrorKind::ParentMissing);
+    let options = options.allow_parents_in(&outside);
+    let chain = check_chain(&options, &disk).unwrap();
+    assert_eq!(chain.parent_candidates(), std::slice::from_ref(&moved));
+    let saved = dir.path().join("undo");
+    assert_eq!(relink(&options, &disk, None, Some(&saved)).unwrap().unwrap(), moved);
+    assert!(check_chain(&options, &disk).unwrap().is_sound());
+    // What is named is no permission: the policy still holds.
+    assert_eq!(checked(&disk).layers()[0].count(Code::ParentMissing), 1);
+    // And the caller's own word may be any file, if it is the right one.
+    let fourth = dir.path().join("undo-2");
+    let wrong = relink(&OpenOptions::new(), &disk, Some(&disk), Some(&fourth));
+    assert_eq!(wrong.unwrap_err().kind(), ErrorKind::ParentMissing);
+    assert!(!fourth.exists());
+    assert_eq!(relink(&OpenOptions::new(), &disk, Some(&moved), Some(&fourth)).unwrap().unwrap(), moved);
+}
+
+/// QEMU takes a differencing disk for a dynamic one, writes, and sets whole bitmaps.
+#[test]
+fn what_qemu_writes_to_a_child_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let [disk, ..] = three(dir.path());
+    let output = Command::new("qemu-io")
+        .args(["-f", "vpc", "-c", "write -P 9 4M 4k"])
+        .arg(&disk)
+        .output()
+        .unwrap_or_else(|error| panic!("qemu-io: {error}; scripts/install-test-tools installs it"));
+    assert!(output.status.success(), "{output:?}");
+    let chain = checked(&disk);
+    assert_eq!(chain.layers()[0].count(Code::BitmapsAllSet), 1, "{}", text(&chain));
+}
+
+#[test]
+fn a_parent_in_use_for_writing_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let [disk, middle, _] = three(dir.path());
+    let open = HostVfs.open(&middle, Access::ReadOnly).unwrap();
+    open.lock(LockMode::Exclusive).unwrap();
+    let error = check_chain(&OpenOptions::new(), &disk).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InUse);
+    drop(open);
+}
