@@ -8,9 +8,10 @@
 mod support;
 
 use cowvhd::sim::{Bounds, Fault, FaultPlan, SimVfs};
-use cowvhd::snapshot::{self, SnapshotName};
+use cowvhd::snapshot::{self, Checkpoint, SnapshotName};
 use cowvhd::vfs::Vfs;
 use cowvhd::{CreateOptions, ErrorKind, OpenOptions};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use support::{Story, cut_anywhere, judge};
@@ -136,4 +137,42 @@ fn no_disk_is_made_over_a_leaf_in_the_middle_of_a_snapshot() {
         }
     }
     assert!(refused > 10, "{refused}");
+}
+
+/// A VM state goes with the last of the snapshots that it was saved with, and leaves its names free.
+#[test]
+fn a_deleted_snapshot_takes_its_state_along() {
+    let vfs = SimVfs::new(11);
+    let shared: Arc<dyn Vfs> = Arc::new(vfs.clone());
+    let options = OpenOptions::new().vfs(Arc::clone(&shared));
+    let (first, second) = (Path::new("/a.vhd"), Path::new("/b.vhd"));
+    let open = |path: &Path| {
+        let create = CreateOptions::new(1 << 20).test_geometry(16 << 10, 128 << 10).vfs(Arc::clone(&shared));
+        create.create(path).unwrap();
+        options.open(path).unwrap()
+    };
+    let disks = [open(first), open(second)];
+    let name = SnapshotName::new("one").unwrap();
+    for (disk, byte) in disks.iter().zip(1..) {
+        disk.write_at(&[byte; 4096], 0).unwrap();
+    }
+    let checkpoint = Checkpoint::begin(&[&disks[0], &disks[1]], &name).unwrap();
+    checkpoint.blob("ram").unwrap().write_at(&[2; 4096], 0).unwrap();
+    checkpoint.commit().unwrap();
+    disks.iter().for_each(|disk| disk.close().unwrap());
+    drop(disks);
+
+    let states =
+        || vfs.paths().iter().filter(|path| path.extension().is_some_and(|e| e == "vmstate")).count();
+    let delete = |path| snapshot::delete(&options, path, &name, &mut |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!(states(), 2);
+    delete(first);
+    snapshot::state(&options, second, &name).unwrap().verify().unwrap();
+    delete(second);
+    assert_eq!(vfs.paths(), [first, second]);
+    for (path, byte) in [(first, 1), (second, 2)] {
+        let mut page = [0; 4096];
+        options.open(path).unwrap().read_at(&mut page, 0).unwrap();
+        assert_eq!(page, [byte; 4096]);
+    }
 }

@@ -66,6 +66,11 @@ impl Leaf {
         }
     }
 
+    /// The file called `name` in `folder`, which is a real place already.
+    pub(crate) fn in_folder(folder: &Path, name: &OsStr) -> Self {
+        Leaf { folder: folder.into(), name: name.into() }
+    }
+
     /// The folder.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder

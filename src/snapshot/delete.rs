@@ -1,17 +1,19 @@
 //! Deleting a snapshot: what it holds moves up into the one layer over it, so that nothing that anybody sees changes; then its file goes.
 //!
 //! Order, each step durable before the next: the copies · the layer beneath registers the child · the child names it · the snapshot's
-//! registry loses the child · the registry of the layer beneath loses the snapshot · the file is unlinked. Cut anywhere, the same call
-//! does the rest: copies that are there are not made again, and a snapshot that no child names any more is only removed.
+//! registry loses the child · the registry of the layer beneath loses the snapshot · the VM state that was saved with it is removed,
+//! if it is no other disk's · the file is unlinked. Cut anywhere, the same call does the rest: copies that are there are not made again,
+//! and a snapshot that no child names any more is only removed.
 
 use super::merge::merge_image;
 use super::point::{Lineage, snapshot_path};
-use crate::chain::{self, Children, ParentImage, SnapshotName};
+use crate::chain::{self, Children, Leaf, ParentImage, SnapshotName};
 use crate::convert::Progress;
 use crate::disk::OpenOptions;
 use crate::error::{Error, Result};
 use crate::ext::Child;
 use crate::layer::{self, Headers};
+use crate::state::{Digest, ManifestDisk, StateNames, read_manifest};
 use crate::vfs::{Access, File, Vfs};
 use crate::vhd::UniqueId;
 use std::ffi::OsStr;
@@ -22,7 +24,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// Deletes the snapshot `name` of the disk at `disk`, which must not be in use. What the disk, its other snapshots and all other disks show
-/// stays the same. Returns the bytes that were copied into the layer over the snapshot.
+/// stays the same. Returns the bytes that were copied into the layer over the snapshot. A VM state that was saved with it goes, too, with
+/// the last of the snapshots that it was saved with.
 ///
 /// A crash, or a `progress` that breaks ([`Error::Stopped`]), loses nothing; called again, it goes on.
 ///
@@ -152,10 +155,34 @@ fn remove(vfs: &dyn Vfs, path: &Path, id: UniqueId, beneath: Option<ParentImage>
     if let Some(beneath) = beneath {
         chain::unregister(vfs, id, &beneath)?;
     }
+    remove_state(vfs, &snapshot)?;
     // Whoever reads it now would miss it later.
     drop((snapshot, file));
     let _file = alone(vfs, path)?;
     vfs.remove(path).map_err(|error| Error::io(path, "removing the snapshot", error))?;
     let folder = path.parent().unwrap_or(Path::new(""));
     vfs.sync_dir(folder).map_err(|error| Error::io(path, "making the removal durable", error))
+}
+
+/// Removes the VM state that was saved with a snapshot, unless that of another disk of the VM is still there.
+fn remove_state(vfs: &dyn Vfs, snapshot: &ParentImage) -> Result<()> {
+    let lineage = snapshot.lineage().unwrap_or_default();
+    if lineage.manifest.as_bytes().is_empty() {
+        return Ok(());
+    }
+    let folder = snapshot.path().parent().unwrap_or(Path::new(""));
+    let names = StateNames::of_manifest(folder, OsStr::from_bytes(lineage.manifest.as_bytes()))?;
+    let name = SnapshotName::new(&String::from_utf8_lossy(lineage.snapshot.as_bytes()))?;
+    let is_there = |disk: &ManifestDisk| {
+        let leaf = Leaf::in_folder(folder, OsStr::from_bytes(&disk.file_name));
+        // In the middle of its commit it may have no other name than the second.
+        let names = [leaf.snapshot(&name), leaf.waiting_child(&name)];
+        disk.disk_id != snapshot.unique_id() && names.iter().any(|path| vfs.identity(path).is_ok())
+    };
+    // One that is missing or damaged is of use to nobody.
+    match read_manifest(vfs, &names.manifest(), Digest(lineage.state_digest)) {
+        Err(error @ Error::Io { .. }) => Err(error),
+        Ok(manifest) if manifest.disks.iter().any(is_there) => Ok(()),
+        _ => names.remove_all(vfs).map(drop),
+    }
 }

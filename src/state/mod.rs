@@ -21,5 +21,5 @@ pub use crate::ext::{Digest, Manifest, ManifestBlob, ManifestDisk};
 pub use draft::{Blob, Draft};
 pub use map::PrivateMap;
 pub use names::StateNames;
-pub(crate) use restore::is_published;
 pub use restore::{StateBlob, VmState};
+pub(crate) use restore::{is_published, read_manifest};

@@ -224,7 +224,7 @@ fn read_file(vfs: &dyn Vfs, path: &Path) -> Result<Option<Vec<u8>>> {
 }
 
 /// Reads a manifest that must have this digest.
-fn read_manifest(vfs: &dyn Vfs, path: &Path, digest: Digest) -> Result<Manifest> {
+pub(crate) fn read_manifest(vfs: &dyn Vfs, path: &Path, digest: Digest) -> Result<Manifest> {
     let mismatch = |what: String, hint| Error::StateMismatch { path: path.to_path_buf(), what, hint };
     let bytes = read_file(vfs, path)?
         .ok_or_else(|| mismatch("the manifest of the VM's state is missing".into(), USE_BACKUP))?;
