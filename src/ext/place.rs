@@ -4,6 +4,7 @@
 //! aligned: a slot is one page for the block header and the sector bitmap, then the block's data.
 
 use crate::vhd;
+use std::ops::Range;
 
 /// A page: the unit of alignment and of metadata writes, in bytes.
 pub const PAGE_BYTES: u64 = 4096;
@@ -99,15 +100,21 @@ impl Placement {
         self.private_base() + HEADER_BACKUP_OFFSET
     }
 
+    /// Where headers, BAT and journal are, from the start of the file on: no block lies there.
+    pub fn metadata(&self) -> impl Iterator<Item = Range<u64>> + use<> {
+        let ranges = match self.temporary {
+            None => [0..self.table_end(), 0..0, 0..0],
+            Some(Temporary { table_offset, table_end, .. }) => {
+                [0..HEADERS_END, table_offset..table_end, self.ring_offset..u64::MAX]
+            }
+        };
+        ranges.into_iter().filter(|range| !range.is_empty())
+    }
+
     /// Whether the block of an entry is clear of all metadata.
     pub fn is_clear(&self, entry: u32) -> bool {
         let (start, end) = (self.bitmap_offset(entry), self.block_end(entry));
-        match self.temporary {
-            None => start >= self.table_end(),
-            Some(Temporary { table_offset, table_end, .. }) => {
-                start >= HEADERS_END && end <= self.ring_offset && (start >= table_end || end <= table_offset)
-            }
-        }
+        self.metadata().all(|range| end <= range.start || range.end <= start)
     }
 
     /// Whether the block of an entry shares a page with metadata of which whole pages are written.
@@ -166,9 +173,8 @@ impl Placement {
     /// Whether `length` bytes from file offset `at` on are guest data of the block whose BAT entry is `entry`, and of nothing else:
     /// behind headers, journal and BAT, and clear of its own and of every other block's page.
     pub fn is_data(&self, entry: u32, at: u64, length: u64) -> bool {
-        let data = self.data_offset(entry);
-        self.table_end() <= data
-            && data <= at
+        self.is_clear(entry)
+            && self.data_offset(entry) <= at
             && at.checked_add(length).is_some_and(|end| end <= self.block_end(entry))
     }
 

@@ -26,13 +26,15 @@ pub(super) struct Owners {
 }
 
 impl Owners {
-    /// What a table says; the image's own structures end with it.
+    /// What a table says, and where the image's own structures are.
     pub(super) fn new(place: &Placement, entries: &[u32]) -> Self {
         let mut owners = Owners::default();
         if !KEPT {
             return owners;
         }
-        owners.ranges.insert(0, (place.table_end(), Owner::Metadata));
+        for range in place.metadata() {
+            owners.ranges.insert(range.start, (range.end, Owner::Metadata));
+        }
         for (block, &entry) in (0..).zip(entries).filter(|&(_, &entry)| entry != vhd::UNALLOCATED) {
             let start = start_of(place, entry);
             owners.ranges.insert(start, (place.block_end(entry), Owner::Block(block)));
