@@ -136,6 +136,33 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_is_no_header_and_what_is_a_bad_one() {
+        let page = sample().to_page(&[]);
+        // Without the magic there is none; with it, everything has to be right.
+        for byte in 0..8 {
+            let mut other = page;
+            other[byte] ^= 1;
+            assert_eq!(BlockHeader::parse(&other), Ok(None));
+        }
+        for length in [0, 63] {
+            assert_eq!(BlockHeader::parse(&page[..length]).unwrap_err().field, "length");
+        }
+        assert_eq!(BlockHeader::parse(&page[..64]), Ok(Some(sample())));
+        for (allocation, legal) in
+            [(0, true), (MAX_COUNTER, true), (MAX_COUNTER + 1, false), (u64::MAX, false)]
+        {
+            let header = BlockHeader { allocation, ..sample() };
+            match BlockHeader::parse(&header.to_page(&[0xff; 512])) {
+                Ok(read) => assert!(legal && read == Some(header)),
+                Err(error) => {
+                    assert!(!legal, "{error}");
+                    assert_eq!((error.field, error.offset), ("allocation sequence", 40));
+                }
+            }
+        }
+    }
+
     /// The golden vector of FORMAT.md.
     #[test]
     fn golden_vector() {

@@ -330,38 +330,62 @@ mod tests {
 
     /// Bytes with a right CRC that nobody would write.
     #[test]
-    fn what_breaks_a_bound_is_refused() {
-        let bytes = sample().to_bytes().unwrap();
+    fn what_breaks_a_bound_is_refused_with_its_place() {
+        let mut sample = sample();
+        sample.blobs.push(ManifestBlob { name: "cpu".into(), length: 1, digest: Digest([1; 32]) });
+        let bytes = sample.to_bytes().unwrap();
         let mended = |at: usize, with: &[u8]| {
             let mut bad = bytes.clone();
             bad[at..at + with.len()].copy_from_slice(with);
             let end = bad.len() - 4;
             let crc = crc32fast::hash(&bad[..end]).to_be_bytes();
             bad[end..].copy_from_slice(&crc);
-            Manifest::parse(&bad).unwrap_err().to_string()
+            Manifest::parse(&bad)
         };
         let (second, blob) = (64 + 288, 64 + 2 * 288);
-        for (at, with, says) in [
-            (8, &[0, 0, 0, 2][..], "newer version"),
-            (12, &[0, 0, 0, 0], "length"),
-            (16, &[0, 0, 0, 0], "disks"),
-            (16, &[0xff; 4], "disks"),
-            (20, &[0xff; 4], "blobs"),
-            (20, &[0; 4], "length"),
-            (64 + 32, b"a/b", "file name"),
-            (64 + 32, b"\0", "file name"),
-            (64 + 32, b"..\0\0\0\0", "file name"),
-            (64 + 32, &[b'x'; 256], "file name"),
-            (second, &[0x10; 16], "again"),
-            (second + 32, b"vm.vhd\0\0", "again"),
-            (blob, b"r+m", "name"),
-            (blob, b"\xffam", "name"),
-            (blob + 63, b"x", "name"),
-            (blob + 64, &[0xff; 8], "16 TiB"),
+        let second_blob = blob + (bytes.len() - 4 - blob) / 2;
+        for (at, with, says, place) in [
+            (8, &[0, 0, 0, 2][..], "newer version", 8),
+            (12, &[0, 0, 0, 0], "length", 12),
+            (16, &[0, 0, 0, 0], "disks", 16),
+            (16, &[0, 0, 0, 65], "disks", 16),
+            (16, &[0xff; 4], "disks", 16),
+            (20, &[0, 0, 0, 65], "blobs", 20),
+            (20, &[0xff; 4], "blobs", 20),
+            (20, &[0; 4], "length", 12),
+            (64 + 32, b"a/b", "file name", 64 + 32),
+            (64 + 32, b"\0", "file name", 64 + 32),
+            (64 + 32, b"..\0\0\0\0", "file name", 64 + 32),
+            (64 + 32, &[b'x'; 256], "file name", 64 + 32),
+            (second + 32, b"\0", "file name", second + 32),
+            (second, &[0x10; 16], "again", second),
+            (second + 32, b"vm.vhd\0\0", "again", second),
+            (blob, b"r+m", "name", blob),
+            (blob, b"\xffam", "name", blob),
+            (blob + 63, b"x", "name", blob),
+            (blob + 64, &[0xff; 8], "16 TiB", blob + 64),
+            (blob + 64, &(Manifest::MAX_BLOB_BYTES + 1).to_be_bytes(), "16 TiB", blob + 64),
+            (second_blob, b"ram", "again", second_blob),
+            (second_blob, b"/", "name", second_blob),
+            (second_blob + 64, &[0xff; 8], "16 TiB", second_blob + 64),
         ] {
-            let error = mended(at, with);
-            assert!(error.contains(says), "{at}: {error}");
+            let error = mended(at, with).unwrap_err();
+            assert!(error.to_string().contains(says), "{at}: {error}");
+            assert_eq!(error.offset, place as u64, "{error}");
         }
+        let largest = mended(blob + 64, &Manifest::MAX_BLOB_BYTES.to_be_bytes()).unwrap();
+        assert_eq!(largest.blobs[0].length, 16 << 40);
+        let mut bad = bytes.clone();
+        bad[100] ^= 1;
+        let error = Manifest::parse(&bad).unwrap_err();
+        assert_eq!((error.field, error.offset), ("CRC", bytes.len() as u64 - 4));
+    }
+
+    #[test]
+    fn digests_are_printed_in_hexadecimal() {
+        let digest = Digest(std::array::from_fn(|n| n as u8));
+        let text = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+        assert_eq!((digest.to_string(), format!("{digest:?}")), (text.into(), text.into()));
     }
 
     #[test]

@@ -369,6 +369,7 @@ impl From<Tail> for RawTail {
 }
 
 #[cfg(test)]
+#[allow(clippy::panic, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 
@@ -434,6 +435,69 @@ mod tests {
             let mut bytes = sample().to_bytes();
             bytes[byte] ^= 0x40;
             assert!(Superblock::parse(&bytes).is_err(), "byte {byte}");
+        }
+    }
+
+    /// Bytes with a right CRC that differ from the sample's in one field.
+    fn mended(at: usize, field: &[u8]) -> Result<Superblock, SuperblockError> {
+        let mut bytes = sample().to_bytes();
+        bytes[at..at + field.len()].copy_from_slice(field);
+        let crc = crc32fast::hash(&bytes[..CRC_OFFSET]);
+        bytes[CRC_OFFSET..].copy_from_slice(&crc.to_be_bytes());
+        Superblock::parse(&bytes)
+    }
+
+    #[test]
+    fn damage_and_what_is_newer_are_told_apart_with_the_field() {
+        let counter = |n: u64| n.to_be_bytes();
+        for (at, bytes, field) in [
+            (0, &b"cowvhdSX"[..], "magic"),
+            (8, &counter(MAX_COUNTER + 1), "sequence"),
+            (128, &counter(u64::MAX), "next allocation"),
+        ] {
+            match mended(at, bytes) {
+                Err(SuperblockError::Invalid(error)) => {
+                    assert_eq!((error.field, error.offset), (field, at as u64), "{error}");
+                }
+                other => panic!("{field}: {other:?}"),
+            }
+        }
+        for (at, bytes, field) in [
+            (32, &counter(1 << 63)[..], "incompatible features"),
+            (56, &[0; 4], "state"),
+            (56, &[0, 0, 0, 3], "state"),
+            (60, &[0, 0, 0, 4], "flags"),
+            (60, &[0x80, 0, 0, 1], "flags"),
+        ] {
+            match mended(at, bytes) {
+                Err(SuperblockError::Newer { disk_id, error }) => {
+                    assert_eq!(disk_id, sample().disk_id);
+                    assert_eq!((error.field, error.offset), (field, at as u64), "{error}");
+                }
+                other => panic!("{field}: {other:?}"),
+            }
+        }
+        for length in [0, 1, CRC_OFFSET, Superblock::SIZE - 1] {
+            let short = Superblock::parse(&sample().to_bytes()[..length]);
+            assert!(matches!(short, Err(SuperblockError::Invalid(error)) if error.field == "length"));
+        }
+    }
+
+    #[test]
+    fn every_legal_value_is_kept() {
+        assert_eq!(mended(8, &MAX_COUNTER.to_be_bytes()).unwrap().sequence, MAX_COUNTER);
+        assert_eq!(mended(128, &MAX_COUNTER.to_be_bytes()).unwrap().next_allocation, MAX_COUNTER);
+        assert_eq!(mended(56, &[0, 0, 0, 1]).unwrap().state, State::Clean);
+        assert_eq!(mended(40, &[0xff; 8]).unwrap().read_only_compatible, u64::MAX);
+        assert_eq!(mended(48, &[0xff; 8]).unwrap().compatible, u64::MAX);
+        for (flags, sync_failed, foreign_blocks) in
+            [(0, false, false), (1, true, false), (2, false, true), (3, true, true)]
+        {
+            let read = mended(60, &[0, 0, 0, flags]).unwrap();
+            assert_eq!((read.sync_failed, read.foreign_blocks), (sync_failed, foreign_blocks));
+            let sample = Superblock { sync_failed, foreign_blocks, ..sample() };
+            assert_eq!(Superblock::parse(&sample.to_bytes()), Ok(read));
+            assert_eq!(read, sample);
         }
     }
 
