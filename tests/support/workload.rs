@@ -271,6 +271,9 @@ impl Workload {
                 let block = writing.filter(|_| !rng.one_in(3)).unwrap_or_else(|| shared.hot_block(&mut rng));
                 match rng.below(4) {
                     0 => shared.discard_block(&mut rng),
+                    // Whoever writes to a block of another program may have to move it, one at a time: within such a move, on the
+                    // same thread, that would wait for itself.
+                    _ if shared.shape.elsewhere.is_some() => shared.discard_block(&mut rng),
                     _ => shared.write(&mut rng, block),
                 }
             }
