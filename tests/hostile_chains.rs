@@ -296,13 +296,13 @@ fn a_smaller_parent_is_zeros_behind_its_end_and_a_larger_one_is_cut() {
     assert!(place.read(&Image::child(1, 2, "base.vhd")) == filled(&[1, 0xbb, 0xbb, 0xbb]));
 }
 
-/// While somebody writes to a parent nobody reads through it; one that was not closed is told so.
+/// While somebody writes to a parent, which only one made elsewhere allows, nobody reads through it; one that was not closed is told so.
 #[test]
 fn a_parent_that_is_being_written_to_or_was_not_closed_is_refused() {
     let place = Place::new();
     let (base, child) = (place.inside("base.vhd"), place.inside("child.vhd"));
-    CreateOptions::new(1 << 20).create(&base).unwrap();
-    CreateOptions::child_of(&base).create(&child).unwrap();
+    Image::root(2, 0xbb).write(&base);
+    Image::child(1, 2, "base.vhd").write(&child);
     let disk = OpenOptions::new().open(&base).unwrap();
     let error = OpenOptions::new().open(&child).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InUse, "{error}");

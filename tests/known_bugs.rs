@@ -334,11 +334,12 @@ fn cloud_hypervisor_7849_every_discard_of_whole_sectors_succeeds() {
     let size = 6 * MIB + 512;
     CreateOptions::new(size).create(&folder.path("dynamic.vhd")).unwrap();
     CreateOptions::new(size).fixed().create(&folder.path("fixed.vhd")).unwrap();
-    let base = OpenOptions::new().open(&folder.path("dynamic.vhd")).unwrap();
+    CreateOptions::new(size).create(&folder.path("base.vhd")).unwrap();
+    let base = OpenOptions::new().open(&folder.path("base.vhd")).unwrap();
     base.write_at(&vec![0xbb; size as usize], 0).unwrap();
     base.close().unwrap();
     drop(base);
-    CreateOptions::child_of(&folder.path("dynamic.vhd")).create(&folder.path("child.vhd")).unwrap();
+    CreateOptions::child_of(&folder.path("base.vhd")).create(&folder.path("child.vhd")).unwrap();
     for name in ["child.vhd", "dynamic.vhd", "fixed.vhd"] {
         let disk = OpenOptions::new().open(&folder.path(name)).unwrap();
         let mut expected = vec![0xaa; size as usize];
