@@ -191,6 +191,7 @@ fn every_seeded_defect_is_noticed() {
 
 /// The defects of operations on chains alone: `COWVHD_DEFECT` names one.
 #[test]
+#[ignore = "a shorter way to a few of them: every_seeded_defect_is_noticed has them all"]
 fn defects_of_chain_operations_are_noticed() {
     let name = std::env::var("COWVHD_DEFECT").ok();
     for &defect in Defect::ALL.iter().filter(|d| name.as_ref().is_none_or(|name| format!("{d:?}") == *name)) {
