@@ -136,7 +136,8 @@ fn chain_operation(defect: Defect) -> Option<ChainOperation> {
 /// Runs the operation under the defect until a state is judged wrong. A panic counts.
 fn kill_operation(defect: Defect, operation: ChainOperation) -> Option<String> {
     // What is wrong without a crash, but in few chains, wants many of these rather than many states.
-    let states = if defect == Defect::MergeForgetsShortLayers { 1 } else { 120 };
+    let few = [Defect::MergeForgetsShortLayers, Defect::MergeLetsBlocksGo].contains(&defect);
+    let states = if few { 1 } else { 120 };
     let run = |seed| {
         defect::seed(Some(defect));
         let result = std::panic::catch_unwind(|| operation(seed, &Bounds::sample(states)));
