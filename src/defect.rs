@@ -91,6 +91,8 @@ defects! {
     MarkBeforeJournal,
     /// Of the first page of an image made elsewhere only footer and header come back.
     FirstPageNotKept,
+    /// Recovery restores the headers of an image made elsewhere before the rest of the first page.
+    HeadersBeforeFirstPage,
     /// An upgrade replaces the headers before the private area is durable.
     UpgradeWithoutSync,
     /// Entries count without a right CRC.

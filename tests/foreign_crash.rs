@@ -14,7 +14,7 @@ use cowvhd::sim::{Bounds, History, Rng, SimVfs};
 use cowvhd::vfs::{Access, Vfs};
 use cowvhd::vhd::DynamicHeader;
 use cowvhd::{CreateOptions, Disk, OpenOptions, ZeroMode};
-use crash::{Explorer, PATH, SMALL, Segment};
+use crash::{ALIGNED, Explorer, PACKED, PATH, SMALL, Segment, Workload};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -128,4 +128,19 @@ fn blocks_of_another_program_survive_every_crash() {
         "{} distinct states, {} of them of recoveries that were cut",
         explorer.states, explorer.of_recoveries
     );
+}
+
+/// A block of another program may share the first page with the headers: it comes back before they do, or is never seen again.
+#[test]
+fn a_spoiled_first_page_comes_back_whole() {
+    for shape in [ALIGNED, PACKED] {
+        let mut explorer = Explorer::new(shape);
+        for seed in 0..4 {
+            let mut workload = Workload::new(shape, seed, false);
+            workload.run(4);
+            explorer.explore_lost_starts(&workload.finish(), seed, 16).unwrap();
+        }
+        println!("{} states of recoveries that were cut", explorer.of_recoveries);
+        assert!(explorer.of_recoveries > 100);
+    }
 }

@@ -28,6 +28,7 @@ use cowvhd::defect::{self, Defect};
 use cowvhd::sim::{Bounds, SimVfs};
 use cowvhd::vfs::Vfs;
 use cowvhd::{CreateOptions, OpenOptions};
+use crash::{ALIGNED, Explorer, Workload};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -120,6 +121,14 @@ fn new_blocks(seed: u64, _: &Bounds) -> Result<u64, String> {
     disk.close().map(|()| 1).map_err(|error| error.to_string())
 }
 
+/// Recoveries of an image made elsewhere whose first page was spoiled.
+fn lost_start(seed: u64, _: &Bounds) -> Result<u64, String> {
+    let mut workload = Workload::new(ALIGNED, seed, false);
+    workload.run(4);
+    let mut explorer = Explorer::new(ALIGNED);
+    explorer.explore_lost_starts(&workload.finish(), seed, 16).map(|()| explorer.states)
+}
+
 /// The operation on a chain that a defect is in, if it is in one.
 fn chain_operation(defect: Defect) -> Option<ChainOperation> {
     match defect {
@@ -128,6 +137,7 @@ fn chain_operation(defect: Defect) -> Option<ChainOperation> {
         Defect::RepointWithoutFlush => Some(chain_ops::rebased),
         Defect::MergeLetsBlocksGo => Some(chain_ops::merged_running),
         Defect::LiveSlotIsHandedOut | Defect::GuestWritesToMetadata => Some(new_blocks),
+        Defect::HeadersBeforeFirstPage => Some(lost_start),
         Defect::MergeForgetsShortLayers | Defect::MergeOverwrites => Some(chain_ops::merged),
         _ => None,
     }

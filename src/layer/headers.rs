@@ -12,7 +12,7 @@ use crate::vhd::{self, DiskType, DynamicHeader, Footer, HeaderCookie};
 use std::path::Path;
 
 const FOOTER_BYTES: usize = Footer::SIZE;
-const HEADER_END: usize = FOOTER_BYTES + DynamicHeader::SIZE;
+pub(super) const HEADER_END: usize = FOOTER_BYTES + DynamicHeader::SIZE;
 /// Where the dynamic header stands in every image that we write to.
 pub(crate) const HEADER_OFFSET: u64 = FOOTER_BYTES as u64;
 

@@ -66,11 +66,6 @@ pub(super) fn limit<'a>(opening: &Opening, replay: &'a Replay<'_>) -> impl Fn(u3
 /// left either of them in the cache and not on the medium, or in the middle of naming another parent.
 fn restore_lost_headers(opening: &Opening) -> Result<()> {
     let (footer, header) = (&opening.decision.footer, &opening.decision.header);
-    if let Some(temporary) = opening.place.temporary.filter(|_| opening.decision.front_lost) {
-        opening.restore_first_page(&temporary)?;
-        opening.sync()?;
-        return opening.write_backup();
-    }
     let dirty = opening.place.marked(header, HeaderCookie::Dirty);
     let front = pair_bytes(footer, &dirty);
     let write_front = || {
@@ -78,7 +73,14 @@ fn restore_lost_headers(opening: &Opening) -> Result<()> {
         written.map_err(opening.io("writing the start of the file"))
     };
     if opening.decision.front_lost {
+        // Before the headers: once they are sound, nobody looks at the copy of the first page any more.
+        if !defect::active(Defect::HeadersBeforeFirstPage) {
+            opening.restore_first_page()?;
+        }
         write_front()?;
+        if defect::active(Defect::HeadersBeforeFirstPage) {
+            opening.restore_first_page()?;
+        }
         return opening.write_backup();
     }
     opening.write_backup()?;

@@ -14,8 +14,8 @@
 
 use super::Layer;
 use super::headers::{
-    Decision, HEADER_OFFSET, HeaderPair, Headers, MAX_TABLE_ROOM_BYTES, MIN_RING_BYTES, pair_bytes,
-    table_end, writable_blocks,
+    Decision, HEADER_END, HEADER_OFFSET, HeaderPair, Headers, MAX_TABLE_ROOM_BYTES, MIN_RING_BYTES,
+    pair_bytes, table_end, writable_blocks,
 };
 use super::open::{Foreign, Opening, Ready, write_header};
 use super::overlay::Overlay;
@@ -244,15 +244,13 @@ impl Opening {
         read.map(|()| page).map_err(self.io("reading the copy of the first page"))
     }
 
-    /// Writes the first page of the file again, with the dirty cookie. Not durable on return.
-    pub(super) fn restore_first_page(&self, temporary: &Temporary) -> Result<()> {
-        let mut page = self.copied_first_page(temporary)?;
-        put_headers(
-            &mut page,
-            &self.decision.footer,
-            &self.place.marked(&self.decision.header, HeaderCookie::Dirty),
-        );
-        self.file.write_all_at(&page, 0).map_err(self.io("writing the start of the file from its backup"))
+    /// Of an image made elsewhere: writes what is behind the headers in the first page from its copy. Durable on return.
+    pub(super) fn restore_first_page(&self) -> Result<()> {
+        let Some(temporary) = self.place.temporary else { return Ok(()) };
+        let page = self.copied_first_page(&temporary)?;
+        let behind = page.get(HEADER_END..).unwrap_or_default();
+        let written = self.file.write_durable_at(behind, HEADER_END as u64);
+        written.map_err(self.io("writing the first page from its copy"))
     }
 }
 

@@ -10,6 +10,7 @@ use crate::strict_vhd::{Guest, Kind, Positional, StrictVhd};
 use cowvhd::check::{Code, Finding, Severity, check};
 use cowvhd::sim::{Bounds, CrashPoint, CrashState, Fates, History, Rng, SimVfs};
 use cowvhd::vfs::{Access, Vfs};
+use cowvhd::vhd::DynamicHeader;
 use cowvhd::{Disk, OpenOptions};
 use std::collections::HashSet;
 use std::fmt;
@@ -114,6 +115,46 @@ impl Explorer {
                     result.is_ok()
                 });
                 result?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Explores the recoveries of an image whose first page a crash has spoiled, each cut at every point: `of_each` states of
+    /// every point of the session, and of every point of their recoveries.
+    pub fn explore_lost_starts(
+        &mut self,
+        segments: &[Segment],
+        seed: u64,
+        of_each: usize,
+    ) -> Result<(), String> {
+        let bounds = Bounds { spared: self.shape.spared(), ..Bounds::sample(of_each) };
+        for segment in segments {
+            let of_point = |point: &CrashPoint| {
+                let mut lost = Vec::new();
+                point.for_each_state(seed, &bounds, |state| {
+                    if state.garbage && !has_headers(&state.to_vfs(seed)) {
+                        lost.push(state);
+                    }
+                    true
+                });
+                lost
+            };
+            for (point, lost) in
+                segment.points.iter().flat_map(|p| of_point(p).into_iter().map(move |s| (p, s)))
+            {
+                let judge =
+                    |state| Suspect { history: &segment.history, clock: point.clock(), garbage: true, state };
+                for cut in self.judge_alone(&judge(lost))? {
+                    let mut result = Ok(());
+                    cut.for_each_state(seed, &bounds, |state| {
+                        self.states += 1;
+                        self.of_recoveries += 1;
+                        result = self.judge_alone(&judge(state)).map(drop);
+                        result.is_ok()
+                    });
+                    result?;
+                }
             }
         }
         Ok(())
@@ -247,6 +288,13 @@ fn checker_finds(vfs: &Arc<dyn Vfs>, allowed: Severity) -> Result<(), String> {
         Some(finding) => Err(format!("{finding:?}")),
         None => Ok(()),
     }
+}
+
+/// Whether a dynamic header stands in its place, with either cookie.
+fn has_headers(vfs: &SimVfs) -> bool {
+    let mut header = [0; 1024];
+    let file = vfs.open(Path::new(PATH), Access::ReadOnly).unwrap();
+    file.read_at(&mut header, 512).is_ok() && DynamicHeader::parse(&header).is_ok()
 }
 
 /// Whether other tools would open the file: its dynamic header has its normal cookie.
