@@ -159,6 +159,18 @@ impl CrashPoint {
         }
     }
 
+    /// One state, that `rng` picks among the first few of this point.
+    pub fn pick(&self, rng: &mut Rng) -> Option<CrashState> {
+        let mut skip = rng.below(6);
+        let mut picked = None;
+        self.for_each_state(rng.next_u64(), &Bounds::sample(10), |state| {
+            picked = Some(state);
+            skip = skip.saturating_sub(1);
+            skip > 0
+        });
+        picked
+    }
+
     /// The pieces that never leave garbage.
     fn spared(&self, bounds: &Bounds) -> Vec<usize> {
         let (from, to) = bounds.spared;

@@ -247,14 +247,7 @@ pub fn judge(
     let mut rng = Rng::new(state.hash);
     for _ in 0..if depth > 0 && !points.is_empty() { 2 } else { 0 } {
         let point = &points[rng.below(points.len() as u64) as usize];
-        let mut skip = rng.below(6);
-        let mut chosen = None;
-        point.for_each_state(rng.next_u64(), &Bounds::sample(10), |state| {
-            chosen = Some(state);
-            skip = skip.saturating_sub(1);
-            skip > 0
-        });
-        if let Some(mut next) = chosen {
+        if let Some(mut next) = point.pick(&mut rng) {
             next.garbage |= state.garbage;
             judge(story, &next, clock, depth - 1, rng.below(2) == 0)
                 .map_err(|what| format!("recovery cut ({}): {what}", next.fates()))?;
