@@ -11,6 +11,7 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use strict_vhd::{Guest, Kind, StrictVhd};
 
 const MIB: u64 = 1 << 20;
@@ -104,8 +105,8 @@ fn written_zeros_take_no_space_in_the_new_image() {
     assert_eq!(converted.written, 0);
     let disk = OpenOptions::new().read_only(true).open(&bench.path("a.vhd")).unwrap();
     assert_eq!(disk.extents(0, 8 * MIB).unwrap().len(), 1);
-    bench.convert(&ConvertOptions::new(), "full.raw", "b.raw").unwrap();
-    assert!(blocks(&bench.path("b.raw")) < 16);
+    let converted = bench.convert(&ConvertOptions::new(), "full.raw", "b.raw").unwrap();
+    assert!(converted.cloned || blocks(&bench.path("b.raw")) < 16);
 }
 
 #[test]
@@ -219,4 +220,184 @@ fn what_a_source_is_goes_by_its_name_or_by_what_the_caller_says() {
     let error = bench.convert(&ConvertOptions::new(), "empty.img", "c.vhd").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
     assert_eq!(bench.names(), ["a.img", "b.img", "empty.img", "raw.img"]);
+}
+
+/// The file system is asked to copy what stands in the source's file as it is to stand in the new one.
+#[test]
+fn the_file_system_copies_by_itself_where_it_can() {
+    let bench = Bench::new();
+    let content = bench.raw("a.raw", 5 * MIB + 512);
+    let to = |format| ConvertOptions::new().to(format);
+    let asked = |options: &ConvertOptions, from: &str, name: &str| {
+        let converted = bench.convert(options, from, name).unwrap();
+        assert!(converted.cloned || converted.copied >= 256 << 10, "{from} to {name}: {converted:?}");
+        assert!(converted.cloned || converted.copied < converted.written, "{from} to {name}: {converted:?}");
+    };
+    asked(&to(Format::Fixed), "a.raw", "fixed.vhd");
+    asked(&to(Format::Raw), "fixed.vhd", "b.raw");
+    let converted = bench.convert(&ConvertOptions::new(), "a.raw", "dynamic.vhd").unwrap();
+    assert_eq!((converted.copied, converted.cloned), (0, false));
+    asked(&to(Format::Raw), "dynamic.vhd", "c.raw");
+    assert!(strict_content(&bench.path("fixed.vhd")) == (Kind::Fixed, content.clone()));
+    for name in ["b.raw", "c.raw"] {
+        assert!(fs::read(bench.path(name)).unwrap() == content, "{name}");
+        assert!(blocks(&bench.path(name)) <= blocks(&bench.path("a.raw")) + 8, "{name}");
+    }
+}
+
+/// Real file systems that share space: more disks fit into one than it has space for. To run it:
+/// `cargo test --test convert -- --ignored`, as root.
+#[test]
+#[ignore = "needs root, btrfs-progs and xfsprogs"]
+fn file_systems_that_share_space() {
+    for (kind, mkfs) in [("btrfs", vec!["mkfs.btrfs", "-q"]), ("xfs", vec!["mkfs.xfs", "-q"])] {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, mounted) = (dir.path().join("image"), dir.path().join("mounted"));
+        fs::File::create(&image).unwrap().set_len(400 * MIB).unwrap();
+        fs::create_dir(&mounted).unwrap();
+        let run = |program: &str, arguments: &[&str]| {
+            let output = Command::new(program).args(arguments).output().unwrap();
+            assert!(output.status.success(), "{program}: {output:?}");
+        };
+        let [image, at] = [&image, &mounted].map(|path| path.to_str().unwrap());
+        run(mkfs[0], &[&mkfs[1..], &[image]].concat());
+        run("mount", &["-t", kind, "-o", "loop", image, at]);
+        let result = std::panic::catch_unwind(|| {
+            let bench = Bench { dir: tempfile::tempdir_in(at).unwrap() };
+            let content = bench.raw("a.raw", 150 * MIB + 1000);
+            let file = fs::File::options().write(true).open(bench.path("a.raw")).unwrap();
+            let dense: Vec<u8> = (0..100 * MIB).map(|i| (i % 253) as u8).collect();
+            file.write_all_at(&dense, 8 * MIB).unwrap();
+            file.sync_all().unwrap();
+            let mut content = content;
+            content[8 * MIB as usize..][..dense.len()].copy_from_slice(&dense);
+            content.resize(150 * MIB as usize + 1024, 0);
+            // Six disks with 100 MiB of data each, in 400 MiB.
+            let shared = |options: ConvertOptions, from, to| bench.convert(&options, from, to).unwrap();
+            let to = |format| ConvertOptions::new().to(format);
+            assert!(shared(to(Format::Fixed), "a.raw", "fixed.vhd").cloned);
+            assert!(shared(to(Format::Raw), "fixed.vhd", "b.raw").cloned);
+            assert!(!shared(to(Format::Dynamic), "a.raw", "dynamic.vhd").cloned);
+            for name in ["c.raw", "d.raw"] {
+                let converted = shared(to(Format::Raw), "dynamic.vhd", name);
+                assert!(converted.copied > 98 * MIB, "{converted:?}");
+            }
+            assert!(shared(to(Format::Fixed), "d.raw", "e.vhd").cloned);
+            for name in ["b.raw", "c.raw", "d.raw"] {
+                assert!(fs::read(bench.path(name)).unwrap() == content, "{kind}: {name}");
+            }
+            for name in ["fixed.vhd", "e.vhd"] {
+                assert!(
+                    strict_content(&bench.path(name)) == (Kind::Fixed, content.clone()),
+                    "{kind}: {name}"
+                );
+            }
+            // What is written to one is not seen in the other.
+            let disk = OpenOptions::new().open(&bench.path("fixed.vhd")).unwrap();
+            disk.write_at(&[9; 4096], 9 * MIB).unwrap();
+            disk.close().unwrap();
+            assert!(fs::read(bench.path("b.raw")).unwrap() == content, "{kind}");
+        });
+        run("umount", &[at]);
+        assert!(result.is_ok());
+    }
+}
+
+#[cfg(feature = "sim")]
+mod simulated {
+    use super::*;
+    use cowvhd::sim::{Fault, FaultPlan, FileSystem, Operation, SimVfs};
+    use cowvhd::vfs::Vfs;
+    use std::sync::Arc;
+
+    const SIZE: u64 = 6 * MIB + 512;
+
+    fn content() -> Vec<u8> {
+        let mut content = vec![0; SIZE as usize];
+        content[MIB as usize..][..300_000].fill(5);
+        content[3 * MIB as usize + 100..][..1000].fill(6);
+        content[SIZE as usize - 1] = 7;
+        content
+    }
+
+    fn raw(kind: FileSystem) -> (SimVfs, ConvertOptions) {
+        let vfs = SimVfs::new(1);
+        vfs.set_kind(kind);
+        let file = vfs.create_new(Path::new("/a.raw")).unwrap();
+        assert_eq!(file.write_at(&content(), 0).unwrap(), SIZE as usize);
+        let source = OpenOptions::new().vfs(Arc::new(vfs.clone()));
+        (vfs, ConvertOptions::new().open_source_with(source))
+    }
+
+    fn convert(options: &ConvertOptions, from: &str, to: &str) -> Result<Converted> {
+        options.run(Path::new(from), Path::new(to), &mut |_| ControlFlow::Continue(()))
+    }
+
+    /// Whatever a file system can do, the images are the same.
+    #[test]
+    fn a_file_system_shares_copies_or_does_neither() {
+        for (no_clones, no_copies) in [(false, false), (false, true), (true, false), (true, true)] {
+            let kind = FileSystem { no_clones, no_copies, ..FileSystem::default() };
+            let (vfs, options) = raw(kind);
+            let to = |format| options.clone().to(format);
+            for (from, name, format) in [
+                ("/a.raw", "/fixed.vhd", Format::Fixed),
+                ("/fixed.vhd", "/again.vhd", Format::Fixed),
+                ("/again.vhd", "/b.raw", Format::Raw),
+                ("/b.raw", "/dynamic.vhd", Format::Dynamic),
+                ("/dynamic.vhd", "/c.raw", Format::Raw),
+            ] {
+                let from_dynamic = from == "/dynamic.vhd";
+                let converted = convert(&to(format), from, name).unwrap();
+                assert_eq!(converted.cloned, !no_clones && format != Format::Dynamic && !from_dynamic);
+                assert_eq!(
+                    converted.copied > 0,
+                    !no_copies && format != Format::Dynamic && !converted.cloned,
+                    "{kind:?} {name}"
+                );
+                assert!(
+                    converted.copied <= converted.written && (converted.written == 0) == converted.cloned
+                );
+            }
+            let found = |name: &str| vfs.content(Path::new(name)).unwrap();
+            for name in ["/b.raw", "/c.raw"] {
+                assert!(found(name) == content(), "{kind:?} {name}");
+            }
+            for name in ["/fixed.vhd", "/again.vhd"] {
+                let bytes = found(name);
+                let mut strict = StrictVhd::from_bytes(&bytes).unwrap();
+                let mut read = vec![0; strict.size() as usize];
+                strict.read_at(0, &mut read).unwrap();
+                assert!((strict.kind(), read) == (Kind::Fixed, content()), "{kind:?} {name}");
+            }
+        }
+    }
+
+    /// A copy of the file system's that fails half way is done again by reading and writing; a file system that is full is said
+    /// to be, and nothing stays behind.
+    #[test]
+    fn what_the_file_system_fails_to_copy_is_written() {
+        const EIO: i32 = 5;
+        const ENOSPC: i32 = 28;
+        let kind = FileSystem { no_clones: true, ..FileSystem::default() };
+        for fault in [Fault::Error(EIO), Fault::Short] {
+            for first in 0..3 {
+                let (vfs, options) = raw(kind);
+                vfs.set_faults(FaultPlan::new(fault, first, 1).only(Operation::Write));
+                let result = convert(&options, "/a.raw", "/b.raw");
+                assert_eq!(vfs.injected_faults(), 1);
+                // Only the first write is a copy.
+                assert_eq!(result.is_ok(), first == 0 || fault == Fault::Short, "{result:?}");
+                if result.is_ok() {
+                    assert!(vfs.content(Path::new("/b.raw")).unwrap() == content());
+                } else {
+                    assert_eq!(vfs.paths(), [Path::new("/a.raw")]);
+                }
+            }
+        }
+        let (vfs, options) = raw(kind);
+        vfs.set_faults(FaultPlan::new(Fault::Error(ENOSPC), 0, u64::MAX).only(Operation::Write));
+        assert_eq!(convert(&options, "/a.raw", "/b.raw").unwrap_err().kind(), ErrorKind::NoSpace);
+        assert_eq!(vfs.paths(), [Path::new("/a.raw")]);
+    }
 }

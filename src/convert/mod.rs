@@ -4,7 +4,9 @@
 //! source: ranges that may hold data ──► pieces of a block ──► 4 KiB units that are not zero ──► destination: written in runs
 //! ```
 //!
-//! Holes of the source are never read, zeros never written. The destination is made under a temporary name and gets its own
+//! Holes of the source are never read, zeros never written. Where source and destination both hold the disk's bytes in order, and
+//! the file system can share space between files, the destination takes over the source's file instead, zeros included; where a
+//! run stands in a file as it is to stand in the new one, the file system is asked to copy it. The destination is made under a temporary name and gets its own
 //! when it is complete and durable; after a failure nothing of it stays behind.
 
 mod destination;
@@ -14,10 +16,10 @@ use crate::disk::{Disk, OpenOptions};
 use crate::error::{Error, Result};
 use crate::layer::{NewFile, lock};
 use crate::sync::Arc;
-use crate::vfs::{Access, File, HostVfs, Vfs};
+use crate::vfs::{Access, File, Vfs};
 use crate::vhd::{self, DiskType};
-use destination::Destination;
-use source::Source;
+use destination::{Destination, Stored};
+use source::{Data, Source};
 use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -78,6 +80,10 @@ pub struct Converted {
     pub padding: u64,
     /// Bytes that were written as data.
     pub written: u64,
+    /// Of these, bytes that the file system copied, or shared, by itself.
+    pub copied: u64,
+    /// The new image shares the space of the source, until one of them changes: nothing was written.
+    pub cloned: bool,
 }
 
 /// How a disk is converted.
@@ -107,7 +113,8 @@ impl ConvertOptions {
         self
     }
 
-    /// How a source that is a VHD is opened, e.g. where its parents may lie. It is opened for reading in any case.
+    /// How a source that is a VHD is opened, e.g. where its parents may lie. It is opened for reading in any case. The destination,
+    /// and a raw source, are in the place ([`OpenOptions::vfs`]) that these options name.
     pub fn open_source_with(mut self, options: OpenOptions) -> Self {
         self.source = options;
         self
@@ -129,27 +136,32 @@ impl ConvertOptions {
         destination: &Path,
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Converted> {
-        let vfs = HostVfs;
-        let source = self.open_source(&vfs, source)?;
+        let vfs = &self.source.vfs;
+        let source = self.open_source(&**vfs, source)?;
         // Held to the end: nobody begins to use what is about to be replaced.
-        let _replaced = self.check_destination(&vfs, destination)?;
+        let _replaced = self.check_destination(&**vfs, destination)?;
         let to = self.to.unwrap_or_else(|| Format::of_name(destination));
         let total = match to {
             Format::Raw => source.bytes(),
             Format::Dynamic | Format::Fixed => source.bytes().next_multiple_of(vhd::SECTOR),
         };
-        let new = NewFile::new(&vfs, destination)?;
-        let sink = Destination::create(&vfs, new.temporary(), to, total)?;
+        let new = NewFile::new(&**vfs, destination)?;
+        let sink = Destination::create(vfs, new.temporary(), to, total)?;
         let mut report = |phase, done| match progress(Progress { phase, done, total }) {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(Error::Cancelled { path: destination.to_path_buf() }),
         };
-        let written = copy(&source, &sink, &mut |done| report(Phase::Copy, done))?;
+        let plain = source.plain_file();
+        let cloned = plain.map_or(Ok(false), |file| sink.clone_whole(file, source.bytes()))?;
+        let Copied { written, copied } = match cloned {
+            true => Copied::default(),
+            false => copy(&source, &sink, &mut |done| report(Phase::Copy, done))?,
+        };
         report(Phase::Sync, total)?;
         sink.finish()?;
         report(Phase::Sync, total)?;
         new.publish(self.replace)?;
-        Ok(Converted { size: total, padding: total - source.bytes(), written })
+        Ok(Converted { size: total, padding: total - source.bytes(), written, copied, cloned })
     }
 
     fn open_source(&self, vfs: &dyn Vfs, path: &Path) -> Result<Source> {
@@ -166,7 +178,7 @@ impl ConvertOptions {
             let what = format!("{}: it is a {} disk, not a {expected} one", path.display(), disk.disk_type());
             return Err(Error::Invalid { what });
         }
-        Ok(Source::Disk(disk))
+        Ok(Source::disk(disk))
     }
 
     /// Fails where the destination must not be written; else what is there now, locked.
@@ -184,30 +196,45 @@ impl ConvertOptions {
     }
 }
 
-/// Copies what is not zero; returns how many bytes that was.
+/// Bytes that were written.
+#[derive(Debug, Clone, Copy, Default)]
+struct Copied {
+    /// As data.
+    written: u64,
+    /// Of these, by the file system itself.
+    copied: u64,
+}
+
+/// Copies what is not zero.
 fn copy(
     source: &Source,
     destination: &Destination,
     report: &mut dyn FnMut(u64) -> Result<()>,
-) -> Result<u64> {
+) -> Result<Copied> {
     let bytes = source.bytes();
     let mut buf = vec![0; PIECE_BYTES as usize];
-    let mut written = 0;
+    let mut done = Copied::default();
     let mut window = 0;
     while window < bytes {
         let window_end = (window + WINDOW_BYTES).min(bytes);
         report(window)?;
-        for data in source.data(window..window_end)? {
-            let mut at = data.start;
-            while at < data.end {
+        for Data { range, file_offset } in source.data(window..window_end)? {
+            let stored_at = |at: u64| {
+                let (file, offset) = (source.file()?, file_offset?);
+                Some(Stored { file, offset: offset + (at - range.start) })
+            };
+            let mut at = range.start;
+            while at < range.end {
                 // To the end of a block, so that no block is visited twice.
-                let end = ((at / PIECE_BYTES + 1) * PIECE_BYTES).min(data.end);
+                let end = ((at / PIECE_BYTES + 1) * PIECE_BYTES).min(range.end);
                 let piece = buf.get_mut(..(end - at) as usize).unwrap_or_default();
                 source.read_at(piece, at)?;
                 for run in crate::vfs::runs_of_data(piece, at) {
-                    written += (run.end - run.start) as u64;
-                    let offset = at + run.start as u64;
-                    destination.write_at(piece.get(run).unwrap_or_default(), offset)?;
+                    let (offset, length) = (at + run.start as u64, (run.end - run.start) as u64);
+                    let run = piece.get(run).unwrap_or_default();
+                    let copied = destination.write_at(run, offset, stored_at(offset))?;
+                    done.written += length;
+                    done.copied += if copied { length } else { 0 };
                 }
                 at = end;
                 report(at)?;
@@ -215,5 +242,5 @@ fn copy(
         }
         window = window_end;
     }
-    Ok(written)
+    Ok(done)
 }

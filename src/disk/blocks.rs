@@ -8,6 +8,7 @@ use crate::defect::{self, Defect};
 use crate::error::{ErrorKind, Result};
 use crate::layer::{Layer, Located};
 use crate::sync::{Arc, AtomicBool};
+use crate::vfs::File;
 use crate::vhd::DiskType;
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -204,6 +205,10 @@ impl Storage for Blocks {
 
     fn close(&self) -> Result<()> {
         self.generations.close()
+    }
+
+    fn stored_in(&self) -> Option<Arc<dyn File>> {
+        self.leaf().complete_file().filter(|_| self.is_read_only).map(Arc::clone)
     }
 
     fn map(&self, offset: u64, length: u64, visit: &mut dyn FnMut(MappedExtent)) -> Result<()> {

@@ -17,7 +17,7 @@ use crate::chain::{self, ChildClaims, Leaf, ParentPolicy};
 use crate::error::{Error, Result};
 use crate::layer::{self, CreateParameters, Image, Layer};
 use crate::sync::Arc;
-use crate::vfs::{Access, HostVfs, Vfs};
+use crate::vfs::{Access, File, HostVfs, Vfs};
 use crate::vhd::{self, DiskType, Footer};
 use blocks::Blocks;
 use std::io::{IoSlice, IoSliceMut};
@@ -412,6 +412,11 @@ impl Disk {
             _ => extents.push(next),
         })?;
         Ok(extents)
+    }
+
+    /// The file in which what [`Disk::map`] finds at depth 0 stands as a guest sees it, if it does, and nobody changes it.
+    pub(crate) fn stored_in(&self) -> Option<Arc<dyn File>> {
+        self.storage.stored_in()
     }
 
     /// Where it comes from.

@@ -4,6 +4,8 @@ use super::blocks::Blocks;
 use super::{Extent, ExtentKind, MappedExtent};
 use crate::error::Result;
 use crate::layer::Fixed;
+use crate::sync::Arc;
+use crate::vfs::File;
 use crate::vhd::DiskType;
 use std::fmt;
 use std::path::Path;
@@ -41,6 +43,10 @@ pub(super) trait Storage: Send + Sync + fmt::Debug {
 
     /// Flushes and gives the file back.
     fn close(&self) -> Result<()>;
+
+    /// The file in which what [`Storage::map`] finds at depth 0 stands as a guest sees it; `None` where a journal that was replayed
+    /// in memory says otherwise, or where the disk may change.
+    fn stored_in(&self) -> Option<Arc<dyn File>>;
 
     /// Calls `visit` with ranges that make up `offset..offset + length`, in order.
     fn map(&self, offset: u64, length: u64, visit: &mut dyn FnMut(MappedExtent)) -> Result<()>;
@@ -81,6 +87,10 @@ impl Storage for Fixed {
 
     fn close(&self) -> Result<()> {
         Fixed::close(self)
+    }
+
+    fn stored_in(&self) -> Option<Arc<dyn File>> {
+        Fixed::is_read_only(self).then(|| Arc::clone(self.file()))
     }
 
     fn map(&self, offset: u64, length: u64, visit: &mut dyn FnMut(MappedExtent)) -> Result<()> {

@@ -124,6 +124,11 @@ impl Fixed {
         &self.path
     }
 
+    /// The file.
+    pub(crate) fn file(&self) -> &Arc<dyn File> {
+        &self.file
+    }
+
     /// The footer.
     pub(crate) fn footer(&self) -> &Footer {
         &self.footer

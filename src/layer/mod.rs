@@ -314,9 +314,9 @@ impl Layer {
         Ok(())
     }
 
-    /// The file, where its holes tell of zeros: not where a journal that was replayed in memory holds data that the file lacks.
-    pub(crate) fn file_that_tells_holes(&self) -> Option<&dyn File> {
-        self.overlay.is_empty().then_some(&*self.file)
+    /// The file, where it holds all that a guest sees: not where a journal that was replayed in memory holds data that it lacks.
+    pub(crate) fn complete_file(&self) -> Option<&Arc<dyn File>> {
+        self.overlay.is_empty().then_some(&self.file)
     }
 
     /// Where `block` is, looking at its block page if that was not done yet.

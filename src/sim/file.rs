@@ -4,7 +4,7 @@ use super::faults::{Fault, Operation};
 use super::pages::{Change, Pages};
 use super::vfs::{SimVfs, Underway};
 use crate::sync::scheduling_point;
-use crate::vfs::{Access, File, FileIdentity, FileTime, LockMode};
+use crate::vfs::{Access, File, FileExt, FileIdentity, FileTime, LockMode};
 use parking_lot::Mutex;
 use std::io;
 use std::ops::Range;
@@ -240,6 +240,24 @@ impl File for SimFile {
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
         self.with(|file| file.cache.next_data(offset))
+    }
+
+    fn clone_whole(&self, source: &dyn File) -> io::Result<()> {
+        if self.vfs.kind().no_clones {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let mut bytes = vec![0; source.length()? as usize];
+        source.read_or_zero_at(&mut bytes, 0)?;
+        (self as &dyn File).write_all_at(&bytes, 0)
+    }
+
+    fn copy_from(&self, offset: u64, source: &dyn File, source_offset: u64, length: u64) -> io::Result<u64> {
+        if self.vfs.kind().no_copies {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let mut bytes = vec![0; length as usize];
+        let read = source.read_at(&mut bytes, source_offset)?;
+        Ok(self.write_at(bytes.get(..read).unwrap_or_default(), offset)? as u64)
     }
 
     fn allocated_bytes(&self) -> io::Result<u64> {

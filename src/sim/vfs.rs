@@ -61,6 +61,10 @@ pub struct FileSystem {
     pub no_exchange: bool,
     /// It has no [`Vfs::create_nameless`].
     pub no_nameless_files: bool,
+    /// It has no [`File::clone_whole`].
+    pub no_clones: bool,
+    /// It has no [`File::copy_from`].
+    pub no_copies: bool,
 }
 
 /// A simulated file system. Clones are the same one.
@@ -130,6 +134,10 @@ impl SimVfs {
     /// Takes abilities away, or gives them back.
     pub fn set_kind(&self, kind: FileSystem) {
         self.state.lock().kind = kind;
+    }
+
+    pub(super) fn kind(&self) -> FileSystem {
+        self.state.lock().kind
     }
 
     /// Starts or stops keeping crash points.

@@ -133,7 +133,7 @@ impl View<'_> {
                         Ok(())
                     })?;
                 }
-                (layer.path(), layer.file_that_tells_holes())
+                (layer.path(), layer.complete_file().map(|file| &**file))
             }
             View::Parent(parent) => {
                 parent.resolve(range, &mut |part, found| match found {

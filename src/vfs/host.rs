@@ -281,6 +281,30 @@ impl File for HostFile {
         }
     }
 
+    fn clone_whole(&self, source: &dyn File) -> io::Result<()> {
+        let source = source.as_fd().ok_or(io::ErrorKind::Unsupported)?;
+        Ok(rustix::fs::ioctl_ficlone(&self.fd, source)?)
+    }
+
+    fn copy_from(
+        &self,
+        mut offset: u64,
+        source: &dyn File,
+        mut source_offset: u64,
+        length: u64,
+    ) -> io::Result<u64> {
+        let source = source.as_fd().ok_or(io::ErrorKind::Unsupported)?;
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        let copied = rustix::fs::copy_file_range(
+            source,
+            Some(&mut source_offset),
+            &self.fd,
+            Some(&mut offset),
+            length,
+        )?;
+        Ok(copied as u64)
+    }
+
     fn allocated_bytes(&self) -> io::Result<u64> {
         // st_blocks counts units of 512 bytes, whatever the file system's block size.
         u64::try_from(rustix::fs::fstat(&self.fd)?.st_blocks)

@@ -161,6 +161,21 @@ pub trait File: Send + Sync + fmt::Debug {
     /// file. `None` if there is no more data. Where the file system does not tell, all is data.
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>>;
 
+    /// Makes this file, which is empty, hold what `source` holds, with the space that `source` has: nothing is copied until one
+    /// of them changes. Fails, and changes nothing, where the file system cannot.
+    fn clone_whole(&self, source: &dyn File) -> io::Result<()> {
+        let _ = source;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Writes at `offset` what stands in `source` from `source_offset` on, without moving it through this process: at most
+    /// `length` bytes, and returns how many. The file system may share the space, or have a server copy. Fails where it cannot
+    /// do either.
+    fn copy_from(&self, offset: u64, source: &dyn File, source_offset: u64, length: u64) -> io::Result<u64> {
+        let _ = (offset, source, source_offset, length);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Bytes of the medium that the file occupies.
     fn allocated_bytes(&self) -> io::Result<u64>;
 

@@ -16,11 +16,13 @@ const RING: u64 = 128 << 10;
 const SIZE: u64 = 8 * (16 << 10) - 1024;
 const SECTOR: u64 = 512;
 
+const ABLE: FileSystem =
+    FileSystem { no_exchange: false, no_nameless_files: false, no_clones: false, no_copies: false };
 /// What file systems can do.
 pub const KINDS: [FileSystem; 3] = [
-    FileSystem { no_exchange: false, no_nameless_files: false },
-    FileSystem { no_exchange: true, no_nameless_files: false },
-    FileSystem { no_exchange: true, no_nameless_files: true },
+    ABLE,
+    FileSystem { no_exchange: true, ..ABLE },
+    FileSystem { no_exchange: true, no_nameless_files: true, ..ABLE },
 ];
 
 /// A disk that is written to, gets a snapshot under live writes, is written to, gets another one, and is written to.
