@@ -221,3 +221,17 @@ fn a_disk_without_allocation_numbers_gets_no_new_blocks() {
     disk.read_at(&mut buf, 0).unwrap();
     assert_eq!(buf, [8; 4096]);
 }
+
+/// The journal of a relinked child holds its headers; what fuzzing changes in them has to be found there.
+#[test]
+fn images_of_headers_are_among_the_bases() {
+    let with_headers = bases::all().iter().filter(|base| {
+        let bytes = base.to_vfs(1).content(Path::new(guest::PATH)).unwrap();
+        let pages = bytes.chunks(4096).enumerate().filter(|(at, _)| (64..96).contains(at));
+        let mut ring: Vec<u8> = Vec::new();
+        pages.for_each(|(_, page)| ring.extend(page));
+        // A record's head, then the image of the start of the file.
+        ring.windows(40).any(|bytes| bytes[..4] == [0, 6, 0, 0] && bytes[32..] == *b"conectix")
+    });
+    assert!(with_headers.count() >= 1);
+}

@@ -2,6 +2,7 @@
 
 use crate::guest::{PARENT, PATH, file_of};
 use cowvhd::sim::{Bounds, CrashState, History, SimVfs};
+use cowvhd::snapshot::relink;
 use cowvhd::vfs::{Access, Vfs};
 use cowvhd::vhd::{
     DiskType, DynamicHeader, Footer, ParentLocator, PlatformCode, Timestamp, UniqueId, bat, bitmap_bytes,
@@ -32,6 +33,7 @@ pub fn all() -> &'static [CrashState] {
         bases.extend(lives());
         bases.push(fixed());
         bases.extend([child(true), child(false)]);
+        bases.extend(relinked());
         bases.extend(small_images().iter().map(|(_, image)| at_rest(&file_of(image))));
         bases.into_iter().flatten().collect()
     })
@@ -134,6 +136,32 @@ fn child(closed: bool) -> Option<CrashState> {
     }
     drop(disk);
     at_rest(&vfs)
+}
+
+/// A child that a crash has caught while it named another place of its parent: the journal holds images of its headers.
+fn relinked() -> Vec<Option<CrashState>> {
+    let mut states = Vec::new();
+    let mut live = || {
+        // Random ids of its own: whoever opens the base must not be given its session again.
+        let vfs = child(true)?.to_vfs(12);
+        let content = vfs.content(Path::new(PARENT))?;
+        let moved = Path::new("/moved.vhd");
+        let file = vfs.create_new(moved).ok()?;
+        file.write_at(&content, 0).ok()?;
+        file.sync_data().ok()?;
+        vfs.record(true);
+        relink(&OpenOptions::new().vfs(Arc::new(vfs.clone())), Path::new(PATH), moved).ok()?;
+        let is_dirty = |state: &CrashState| {
+            let header = state.to_vfs(1).content(Path::new(PATH));
+            header.is_some_and(|bytes| bytes[512..520] == *b"cowdirty")
+        };
+        let points = vfs.take_crash_points();
+        let found = points.iter().rev().filter_map(|point| first_state(point, 1)).filter(is_dirty);
+        states.extend(found.take(4).map(Some));
+        Some(())
+    };
+    live();
+    states
 }
 
 /// The state number `number` that a power cut leaves, or the last one.

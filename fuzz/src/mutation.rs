@@ -203,11 +203,12 @@ fn journal(image: &Image, input: &mut Input, mend: bool, chain: bool) {
     let at = entries[input.below(entries.len() as u64) as usize];
     let old = entry_bytes(image, at);
     let mut entry = old.clone();
-    match input.u8() % 8 {
+    match input.u8() % 10 {
         // A record's head; entries of this size begin with one.
         0..=3 => field(&mut entry[96..160], input),
         4 | 5 => field(&mut entry[..96], input),
         6 => field(&mut entry, input),
+        7 | 8 => headers_image(&mut entry, input, mend),
         // The same entry again in another place.
         _ => {
             let to = ring.saturating_add(u64::from(input.u8()) * PAGE);
@@ -232,6 +233,25 @@ fn journal(image: &Image, input: &mut Input, mend: bool, chain: bool) {
             image.write(next, &entry);
             previous = (next, entry);
         }
+    }
+}
+
+/// The first page image in an entry that holds a footer copy and a dynamic header: one of these is changed.
+fn headers_image(entry: &mut [u8], input: &mut Input, mend: bool) {
+    let number = |bytes: &[u8]| bytes.iter().fold(0, |number, &byte| number << 8 | usize::from(byte));
+    let mut at = 96;
+    while let Some(head) = entry.get(at..at + 32) {
+        let (kind, length) = (number(&head[..2]), number(&head[4..8]));
+        let payload = at + 32..at + length;
+        if let Some(page) = entry.get_mut(payload).filter(|page| kind == 6 && page.starts_with(b"conectix")) {
+            let (range, sum) = if input.u8() & 1 == 0 { (0..512, 64) } else { (512..1536, 36) };
+            if let Some(part) = page.get_mut(range) {
+                let new = changed(part.to_vec(), input, mend.then_some(sum));
+                part.copy_from_slice(&new);
+            }
+            return;
+        }
+        at += length.max(32);
     }
 }
 
