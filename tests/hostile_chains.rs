@@ -187,9 +187,8 @@ fn a_chain_that_comes_back_to_itself_is_refused() {
     }
 }
 
-/// Ten thousand images, each over the next: neither the stack nor the time grows with what the file claims.
-#[test]
-fn a_chain_without_end_is_refused() {
+/// A chain of `count` children, `/0.vhd` the uppermost, over a root full of sevens.
+fn long_chain(count: u32) -> SimVfs {
     let vfs = SimVfs::new(1);
     let chain_id = |number: u32| {
         let mut id = [5; 16];
@@ -202,34 +201,46 @@ fn a_chain_without_end_is_refused() {
         file.write_at(&image.bytes(), 0).unwrap();
         file.sync_data().unwrap();
     };
-    let count = 10_000;
     for number in 0..count {
         let parent = Some((chain_id(number + 1), format!("{}.vhd", number + 1)));
         write(number, &Image { id: chain_id(number), parent, ..Image::child(0, 0, "") });
     }
     write(count, &Image { id: chain_id(count), ..Image::root(0, 7) });
-    let options = || OpenOptions::new().vfs(Arc::new(vfs.clone()));
-    let error = options().open(Path::new("/0.vhd")).unwrap_err();
+    vfs
+}
+
+fn last_block(vfs: &SimVfs, path: &str) -> cowvhd::Result<[u8; BLOCK]> {
+    let disk = OpenOptions::new().vfs(Arc::new(vfs.clone())).read_only(true).open(Path::new(path))?;
+    let mut last = [0xee; BLOCK];
+    disk.read_at(&mut last, (SIZE - BLOCK) as u64)?;
+    Ok(last)
+}
+
+/// Ten thousand images, each over the next: neither the stack nor the time grows with what the file claims.
+#[test]
+fn a_chain_without_end_is_refused() {
+    let vfs = long_chain(10_000);
+    let error = last_block(&vfs, "/0.vhd").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
     assert!(error.to_string().contains("its chain has more than 4096 layers"), "{error}");
-    // Of the last 4096 the lowest layer is read as it is.
-    let top = format!("/{}.vhd", count - 4095);
-    let disk = options().read_only(true).open(Path::new(&top)).unwrap();
-    let mut last = [0; BLOCK];
-    disk.read_at(&mut last, (SIZE - BLOCK) as u64).unwrap();
-    assert_eq!(last, [7; BLOCK]);
-    drop(disk);
-    // One more would be too many: it is not made.
+    assert!(last_block(&vfs, &format!("/{}.vhd", 10_000 - 4096)).is_err());
+    assert_eq!(last_block(&vfs, &format!("/{}.vhd", 10_000 - 4095)).unwrap(), [7; BLOCK]);
+}
+
+/// Longhorn #10308: the limit of a chain was met only when it was opened: the snapshot too many was made, and the volume lost.
+#[test]
+fn longhorn_10308_a_layer_too_many_is_refused_when_it_is_made() {
+    let vfs = long_chain(4095);
     let create = |over: &str| {
         CreateOptions::child_of(Path::new(over)).vfs(Arc::new(vfs.clone())).create(Path::new("/new.vhd"))
     };
-    let error = create(&top).unwrap_err();
+    let error = create("/0.vhd").unwrap_err();
     assert!(error.to_string().contains("its chain has 4096 layers already"), "{error}");
     assert!(vfs.content(Path::new("/new.vhd")).is_none());
-    create(&format!("/{}.vhd", count - 4094)).unwrap();
-    let disk = options().read_only(true).open(Path::new("/new.vhd")).unwrap();
-    disk.read_at(&mut last, (SIZE - BLOCK) as u64).unwrap();
-    assert_eq!(last, [7; BLOCK]);
+    assert_eq!(last_block(&vfs, "/0.vhd").unwrap(), [7; BLOCK]);
+    // The last one that can be made can be opened.
+    create("/1.vhd").unwrap();
+    assert_eq!(last_block(&vfs, "/new.vhd").unwrap(), [7; BLOCK]);
 }
 
 #[test]

@@ -7,9 +7,10 @@
 #[path = "support/strict_vhd.rs"]
 mod strict_vhd;
 
-use cowvhd::check::check;
+use cowvhd::check::{Code, Severity, check};
 use cowvhd::convert::{ConvertOptions, Format};
 use cowvhd::sim::{Bounds, Fault, FaultPlan, Operation, Rng, SimVfs};
+use cowvhd::snapshot::merge;
 use cowvhd::vfs::HostVfs;
 use cowvhd::vhd::{DiskType, DynamicHeader, Footer, Timestamp, UniqueId, bat_bytes};
 use cowvhd::{CreateOptions, Disk, ErrorKind, ExtentKind, OpenOptions, ZeroMode};
@@ -287,6 +288,63 @@ fn azure_vhd_utils_39_the_last_block_is_cut_to_the_disk_on_export() {
     assert_eq!((footer.disk_type, footer.current_size), (DiskType::Fixed, size));
     export("dynamic.vhd", Format::Dynamic);
     assert!(strict(&folder.path("dynamic.vhd")) == expected);
+}
+
+/// xapi sm #102: a merge that ran out of space ruined the footer of the parent. Whichever operation of a merge lacks space, the
+/// layers beneath the disk are whole (their registry of children may have changed), and the disk shows what it showed.
+#[test]
+fn xapi_sm_102_no_space_in_a_merge_leaves_every_parent_as_it_was() {
+    const SIZE: u64 = 8 * SIM_BLOCK;
+    let paths = ["/base.vhd", "/middle.vhd", "/disk.vhd"].map(Path::new);
+    let mut failed = 0;
+    for number in 0.. {
+        let vfs = SimVfs::new(number);
+        let shared = || Arc::new(vfs.clone());
+        let mut shows = vec![vec![0; SIZE as usize]];
+        for (layer, path) in paths.into_iter().enumerate() {
+            let options = match layer {
+                0 => CreateOptions::new(SIZE).test_geometry(SIM_BLOCK as u32, 128 << 10),
+                _ => CreateOptions::child_of(paths[layer - 1]),
+            };
+            options.vfs(shared()).create(path).unwrap();
+            let disk = OpenOptions::new().vfs(shared()).open(path).unwrap();
+            let mut content = shows[layer].clone();
+            for block in 0..4 {
+                let at = (block + layer as u64 * 2) * SIM_BLOCK + 4096;
+                disk.write_at(&[layer as u8 + 1; 4096], at).unwrap();
+                content[at as usize..at as usize + 4096].fill(layer as u8 + 1);
+            }
+            disk.close().unwrap();
+            shows.push(content);
+        }
+        let footers = || {
+            [0, 1].map(|layer: usize| {
+                let bytes = vfs.content(paths[layer]).unwrap();
+                (bytes[..512].to_vec(), bytes[bytes.len() - 512..].to_vec())
+            })
+        };
+        let before = footers();
+        vfs.set_faults(FaultPlan::new(Fault::Error(28), number, u64::MAX));
+        let options = OpenOptions::new().vfs(shared());
+        let merged = merge(&options, paths[2], None, &mut |_| ControlFlow::Continue(()));
+        vfs.set_faults(FaultPlan::default());
+        assert_eq!(footers(), before, "operation {number} lacked space");
+        for (path, shown) in paths.into_iter().zip(&shows[1..]) {
+            let disk = options.clone().read_only(true).open(path).unwrap();
+            assert!(read(&disk, 0, SIZE) == *shown, "{path:?}: operation {number} lacked space");
+            let report = check(shared(), path).unwrap();
+            // A sync that lacked space leaves its mark in the disk.
+            let mark = |code| code == Code::SyncFailed && path == paths[2];
+            let damage = report.findings().iter().filter(|found| found.severity() > Severity::Leak);
+            assert_eq!(damage.filter(|found| !mark(found.code)).count(), 0, "{path:?}: operation {number}");
+        }
+        if merged.is_ok() {
+            break;
+        }
+        failed += 1;
+    }
+    println!("{failed} merges met the lack of space");
+    assert!(failed > 100, "only {failed} merges met the lack of space");
 }
 
 /// A sparse image of blocks of 4 KiB, all of them there and empty, in an order that helps nobody.
