@@ -202,6 +202,13 @@ fn headers_out_of_bounds_are_no_entry() {
         assert_eq!(with(80, record_bytes), None, "{record_bytes} bytes of records");
     }
     assert_eq!(with(80, 0).unwrap().record_bytes, 0);
+    // Right in all but the magic, in all but the session, in all but the place.
+    assert_eq!(parse(&mended(&bytes, |bytes| bytes[0] ^= 1)), None);
+    let other = EntryHeader { session: SessionId([1; 16]), ..header() };
+    let mut stranger = Vec::new();
+    write_entry(other, &[], &mut stranger);
+    assert_eq!(parse(&stranger), None);
+    assert_eq!(parse_entry_header(SESSION, 0, &mended(&bytes, |_| {})), None);
     // Cut anywhere it is none.
     for length in [0, 95, 96, 4095] {
         assert_eq!(parse(&bytes[..length]), None);
