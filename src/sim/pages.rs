@@ -76,6 +76,10 @@ impl Pages {
                 let count = self.length.saturating_sub(*offset).min(bytes.len() as u64) as usize;
                 for (number, within, range) in split(*offset, count) {
                     let source = bytes.get(range).unwrap_or_default();
+                    // Most zeros are written where a new file has some already.
+                    if !self.pages.contains_key(&number) && is_zero(source) {
+                        continue;
+                    }
                     self.change_page(number, |page| {
                         if let Some(target) = page.get_mut(within..within + source.len()) {
                             target.copy_from_slice(source);
@@ -121,12 +125,18 @@ impl Pages {
         );
         change(Arc::make_mut(&mut bytes));
         // All-zero pages are left out, so that a hole and written zeros hash alike.
-        if bytes.iter().any(|&byte| byte != 0) {
+        if !is_zero(bytes.as_slice()) {
             let hash = page_hash(number, &bytes);
             self.hash ^= hash;
             self.pages.insert(number, Page { bytes, hash });
         }
     }
+}
+
+/// Whether a part of a page is zeros: compared in one call, since every write asks.
+fn is_zero(part: &[u8]) -> bool {
+    static ZEROS: [u8; PAGE] = [0; PAGE];
+    ZEROS.get(..part.len()) == Some(part)
 }
 
 /// Splits a range into (page number, offset within the page, range within the buffer).
