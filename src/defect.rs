@@ -135,6 +135,10 @@ defects! {
     MergeLetsBlocksGo,
     /// A merge copies up what a layer holds also where the disk has its own.
     MergeOverwrites,
+    /// A disk that is to have no parent any more goes on taking blocks in parts.
+    MergeTakesPartialBlocks,
+    /// A layer that is written to in the middle of a chain shows what is beneath it past its own end.
+    OpenLayerHasNoEnd,
     /// Opening an image does not make its name durable.
     NameNotDurable,
     /// Without an exchange of names, the child's new name is not durable before the leaf takes its old one.

@@ -9,8 +9,8 @@ mod chain_ops;
 
 use chain_ops::{Chain, must_be_sound, must_hold, options};
 use cowvhd::ErrorKind;
-use cowvhd::sim::{Bounds, Fault, FaultPlan};
-use cowvhd::snapshot::merge;
+use cowvhd::sim::{Bounds, Fault, FaultPlan, Rng};
+use cowvhd::snapshot::{SnapshotName, merge, merge_running};
 use cowvhd::vfs::Vfs;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -107,5 +107,54 @@ fn a_stopped_merge_goes_on() {
         must_hold(&options(&chain.vfs).read_only(true), disk, &chain.content).unwrap();
         let error = merge(&options(&chain.vfs), disk, None, &mut |_| ControlFlow::Continue(())).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    }
+}
+
+/// A running disk that has taken over all layers is a disk of its own: it goes on, gets snapshots, and merges those, too. A snapshot
+/// ends a merge.
+#[test]
+fn a_running_disk_does_without_parents() {
+    for seed in 0..20 {
+        let Chain { vfs, layers, mut content } = Chain::random(seed, 4);
+        let mut rng = Rng::new(seed);
+        let path = Path::new("/vm.vhd");
+        let disk = options(&vfs).open(path).unwrap();
+        for round in 0..3 {
+            let mut calls = 0;
+            let stopped = merge_running(&disk, None, &mut |_| {
+                calls += 1;
+                if calls == 2 {
+                    disk.snapshot(&SnapshotName::new(&format!("s{round}")).unwrap()).unwrap();
+                }
+                ControlFlow::Continue(())
+            });
+            if let Err(error) = stopped {
+                let said = error.to_string();
+                assert!(
+                    error.kind() == ErrorKind::Unsupported && said.contains("a snapshot was taken"),
+                    "{said}"
+                );
+            }
+            merge_running(&disk, None, &mut |_| {
+                chain_ops::change(&disk, &mut content, &mut rng, 1);
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+            let error = merge_running(&disk, None, &mut |_| ControlFlow::Continue(())).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+            for layer in vfs.paths().into_iter().filter(|layer| layer != path) {
+                vfs.remove(&layer).unwrap();
+            }
+            chain_ops::change(&disk, &mut content, &mut rng, 8);
+            let mut found = vec![0; content.len()];
+            disk.read_at(&mut found, 0).unwrap();
+            assert!(found == content, "seed {seed}, round {round}, {} layers", layers.len());
+            disk.snapshot(&SnapshotName::new(&format!("t{round}")).unwrap()).unwrap();
+            chain_ops::change(&disk, &mut content, &mut rng, 8);
+        }
+        disk.flush().unwrap();
+        disk.close().unwrap();
+        must_hold(&options(&vfs), path, &content).unwrap();
+        must_be_sound(&vfs, path).unwrap();
     }
 }

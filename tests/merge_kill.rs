@@ -94,7 +94,7 @@ fn worker() {
             }
         });
         let step = step;
-        merge_running(disk, &layer(&folder, 0), &mut |_| {
+        merge_running(disk, Some(&layer(&folder, 0)), &mut |_| {
             step.recv().unwrap();
             ControlFlow::Continue(())
         })

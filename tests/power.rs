@@ -166,7 +166,8 @@ fn chain_operation(defect: Defect) -> Option<ChainOperation> {
         Defect::RepointBeforeLocators | Defect::RepointCopiesAtOnce => Some(chain_ops::relinked),
         Defect::RepointWithoutImages => Some(chain_ops::torn_header),
         Defect::RepointWithoutFlush => Some(chain_ops::rebased),
-        Defect::MergeLetsBlocksGo => Some(chain_ops::merged_running),
+        Defect::MergeLetsBlocksGo | Defect::MergeTakesPartialBlocks => Some(chain_ops::merged_running),
+        Defect::OpenLayerHasNoEnd => Some(chain_ops::deleted_running),
         Defect::LiveSlotIsHandedOut | Defect::GuestWritesToMetadata => Some(new_blocks),
         Defect::HeadersBeforeFirstPage => Some(lost_start),
         Defect::MergeForgetsShortLayers | Defect::MergeOverwrites => Some(chain_ops::merged),
@@ -177,7 +178,13 @@ fn chain_operation(defect: Defect) -> Option<ChainOperation> {
 /// Runs the operation under the defect until a state is judged wrong. A panic counts.
 fn kill_operation(defect: Defect, operation: ChainOperation) -> Option<String> {
     // What is wrong without a crash, but in few chains, wants many of these rather than many states.
-    let few = [Defect::MergeForgetsShortLayers, Defect::MergeLetsBlocksGo].contains(&defect);
+    let few = [
+        Defect::MergeForgetsShortLayers,
+        Defect::MergeLetsBlocksGo,
+        Defect::MergeTakesPartialBlocks,
+        Defect::OpenLayerHasNoEnd,
+    ]
+    .contains(&defect);
     let states = if few { 1 } else { 120 };
     let run = |seed| {
         defect::seed(Some(defect));

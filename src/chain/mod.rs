@@ -17,11 +17,12 @@ mod commit;
 mod create;
 mod descriptors;
 mod flat;
-mod former_leaf;
+
 mod leaf;
 mod locate;
 mod nearby;
 mod open;
+mod open_layer;
 mod parent;
 mod parents;
 mod registry;

@@ -69,16 +69,28 @@ impl Parents {
         Parents { sources, flat, candidates, top_first: AtomicBool::new(true), block_bytes, size }
     }
 
-    /// The same with `top`, which holds the same, in the place of the topmost parent, which is folded in.
-    pub(crate) fn with_top(&self, top: Arc<dyn Source>) -> Self {
-        let below = self.sources.len().saturating_sub(1);
+    /// The same with `source`, which holds the same in the same places, as parent `number` from the bottom; all are folded in.
+    pub(crate) fn with_source(&self, number: usize, source: Arc<dyn Source>) -> Self {
+        let mut sources = self.sources.clone();
+        if let Some(place) = sources.get_mut(number) {
+            *place = source;
+        }
         Parents {
-            sources: self.sources.iter().take(below).cloned().chain([top]).collect(),
+            sources,
             flat: Arc::clone(&self.flat),
             candidates: Arc::clone(&self.candidates),
             top_first: AtomicBool::new(self.top_first.load(Ordering::Acquire)),
             ..*self
         }
+    }
+
+    /// The same without the parent beneath parent `number`, which is read by way of `source` and holds all that one does.
+    pub(crate) fn absorbing(&self, number: usize, source: Arc<dyn Source>) -> Self {
+        let mut sources = self.with_source(number, source).sources;
+        if number > 0 && number < sources.len() {
+            sources.remove(number - 1);
+        }
+        Parents::new(sources, self.block_bytes as u32, self.size)
     }
 
     /// Folds the topmost parent into the flat map: `leaf`, which was the leaf until now and is not written to any more. Nobody may

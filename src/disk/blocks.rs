@@ -147,7 +147,11 @@ impl Storage for Blocks {
     }
 
     fn disk_type(&self) -> DiskType {
-        self.leaf().footer().disk_type
+        // As of now: a merge may have taken the parents away.
+        match self.generations.latest().parents {
+            Some(_) => DiskType::Differencing,
+            None => DiskType::Dynamic,
+        }
     }
 
     fn is_read_only(&self) -> bool {

@@ -173,9 +173,36 @@ impl Generations {
 
     /// The topmost parent, folded in, is read by way of `top` from now on. The leaf stays.
     fn replace_top_parent(&self, top: Arc<dyn Source>) {
+        self.put_parents(|parents| parents.with_source(parents.depth().saturating_sub(1), top));
+    }
+
+    /// Parent `number`, from the bottom, is read by way of `source` from now on, which holds the same in the same places.
+    pub(super) fn replace_parent(&self, number: usize, source: &Arc<dyn Source>) {
+        let _turn = self.turn.lock();
+        self.put_parents(|parents| parents.with_source(number, Arc::clone(source)));
+    }
+
+    /// The same for one that holds all that the one beneath it does: that is gone from now on.
+    pub(super) fn absorb(&self, number: usize, source: &Arc<dyn Source>) {
+        let _turn = self.turn.lock();
+        self.put_parents(|parents| parents.absorbing(number, Arc::clone(source)));
+    }
+
+    /// Puts in other parents under the same leaf, which show the same. The caller holds `turn`.
+    fn put_parents(&self, change: impl FnOnce(&Parents) -> Parents) {
         let generation = self.latest();
         let Some(parents) = &generation.parents else { return };
-        self.put(Generation { leaf: Arc::clone(&generation.leaf), parents: Some(parents.with_top(top)) });
+        self.put(Generation { leaf: Arc::clone(&generation.leaf), parents: Some(change(parents)) });
+    }
+
+    /// Runs `work` on the leaf at a moment at which no change is under way; false where it is not `leaf` any more.
+    pub(super) fn while_frozen(&self, leaf: &Arc<Layer>, work: impl FnOnce(&Layer)) -> bool {
+        let stripes = self.freeze();
+        let is_leaf = stripes.first().is_some_and(|current| Arc::ptr_eq(&current.leaf, leaf));
+        if is_leaf {
+            work(leaf);
+        }
+        is_leaf
     }
 
     /// No change that began before the call is under way on return.
@@ -184,15 +211,21 @@ impl Generations {
     }
 
     /// Names `parent` in the leaf, which is to be `leaf`, and takes all but the lowest `keep` parents from beneath it: with them or
-    /// without, the disk shows the same. `None` where another leaf came in.
-    pub(super) fn shorten(&self, leaf: &Arc<Layer>, keep: usize, parent: &ParentLink) -> Option<Result<()>> {
+    /// without, the disk shows the same. Without a parent none is kept. `None` where another leaf came in.
+    pub(super) fn shorten(
+        &self,
+        leaf: &Arc<Layer>,
+        keep: usize,
+        parent: Option<&ParentLink>,
+    ) -> Option<Result<()>> {
         let _turn = self.turn.lock();
         let old = self.latest_settled();
         let parents = old.parents.as_ref().filter(|_| Arc::ptr_eq(&old.leaf, leaf))?;
-        if let Err(error) = leaf.repoint(Some(parent)) {
+        if let Err(error) = leaf.repoint(parent) {
             return Some(Err(error));
         }
-        self.put(Generation { leaf: Arc::clone(leaf), parents: Some(parents.lowest(keep)) });
+        let parents = parent.map(|_| parents.lowest(keep));
+        self.put(Generation { leaf: Arc::clone(leaf), parents });
         Some(Ok(()))
     }
 

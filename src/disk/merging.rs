@@ -3,6 +3,9 @@
 //! Copies are writes of absent units with what a guest sees there; whoever writes to one of them waits, and overwrites (I8). As long
 //! as this goes on no block of the leaf is given back: a block that reads as zeros over the layers of now need not do so over those that
 //! will be left, and nobody would look at it again.
+//!
+//! **A leaf without a parent.** When it holds all that is beneath it, only zeros show through its absent units. From a moment on, at
+//! which no write is under way, it takes new blocks whole, as a root disk does. So the partial ones come to an end.
 
 use super::Disk;
 use super::blocks::Blocks;
@@ -16,31 +19,45 @@ use crate::vhd::UniqueId;
 use std::cell::Cell;
 use std::ops::Range;
 
-/// Layers of a running disk being merged into its leaf. One at a time.
+/// Layers of a running disk being merged. One at a time.
 #[derive(Debug)]
 pub(crate) struct Merging<'a> {
-    blocks: &'a Blocks,
+    pub(super) blocks: &'a Blocks,
+    pub(super) vfs: Arc<dyn Vfs>,
     leaf: Arc<Layer>,
-    /// From the bottom up.
-    parents: Vec<Arc<dyn Source>>,
+    /// From the top down.
+    pub(super) parents: Vec<Arc<dyn Source>>,
 }
 
 impl Disk {
-    /// Starts to merge layers into the leaf of this disk.
+    /// Starts to merge layers of this disk.
     pub(crate) fn merging(&self) -> Result<Merging<'_>> {
         let blocks = self.blocks()?;
         if blocks.merging.swap(true, Ordering::SeqCst) {
-            let what = format!("{}: a merge is under way already", self.path().display());
-            return Err(Error::Invalid { what });
+            let holder = Some("a merge that is under way".into());
+            return Err(Error::InUse { path: self.path().to_path_buf(), holder });
         }
-        // Who has not seen that is done when this returns.
+        // Given back from here on.
+        let mut merging = Merging {
+            blocks,
+            vfs: Arc::clone(&self.origin().options.vfs),
+            leaf: blocks.leaf(),
+            parents: Vec::new(),
+        };
+        // Who has not seen that blocks must stay is done when this returns.
         blocks.generations().pass_changes();
         let generation = blocks.generations().latest_settled();
-        let parents = generation.parents.as_ref().map(|parents| parents.sources().to_vec());
-        let merging =
-            Merging { blocks, leaf: Arc::clone(&generation.leaf), parents: parents.unwrap_or_default() };
+        merging.leaf = Arc::clone(&generation.leaf);
         if merging.leaf.is_read_only() {
             return Err(Error::ReadOnly { path: self.path().to_path_buf() });
+        }
+        if let Some(parents) = &generation.parents {
+            merging.parents = parents.sources().iter().rev().cloned().collect();
+        }
+        if !merging.parents.iter().all(|source| source.as_parent().is_some()) {
+            let what =
+                "a layer beneath it was written to in this session and is not closed: close the disk and open it again first".to_string();
+            return Err(Error::Unsupported { path: self.path().to_path_buf(), what });
         }
         Ok(merging)
     }
@@ -48,19 +65,13 @@ impl Disk {
 
 impl Merging<'_> {
     /// The layers beneath the leaf, from the top down.
-    pub(crate) fn images(&self) -> Result<Vec<&ParentImage>> {
-        let image = |source: &'_ Arc<dyn Source>| source.as_parent().is_some();
-        if !self.parents.iter().all(image) {
-            let what =
-                "a layer beneath it was its leaf in this session: close and open the disk first".to_string();
-            return Err(Error::Unsupported { path: self.leaf.path().to_path_buf(), what });
-        }
-        Ok(self.parents.iter().rev().filter_map(|source| source.as_parent()).collect())
+    pub(crate) fn images(&self) -> Vec<&ParentImage> {
+        self.parents.iter().filter_map(|source| source.as_parent()).collect()
     }
 
-    /// Where the leaf's file is.
-    pub(crate) fn vfs(&self) -> &dyn Vfs {
-        self.leaf.vfs()
+    /// Where parents are.
+    pub(crate) fn vfs(&self) -> &Arc<dyn Vfs> {
+        &self.vfs
     }
 
     /// The leaf's unique id.
@@ -68,9 +79,14 @@ impl Merging<'_> {
         self.leaf.footer().unique_id
     }
 
-    /// Data bytes of a block.
+    /// Data bytes of a block of the leaf.
     pub(crate) fn block_bytes(&self) -> u32 {
         self.leaf.place().block_bytes
+    }
+
+    /// How many blocks the leaf has, absent ones included.
+    pub(crate) fn blocks(&self) -> u32 {
+        self.leaf.place().table_entries
     }
 
     /// Copies up what of bytes `range` of `block` (whole units) the leaf lacks.
@@ -86,8 +102,23 @@ impl Merging<'_> {
         Ok(filled.get())
     }
 
+    /// The leaf holds all data beneath it: it takes new blocks whole from now on.
+    pub(crate) fn take_whole_blocks(&self) -> Result<()> {
+        let generations = self.blocks.generations();
+        match generations.while_frozen(&self.leaf, Layer::take_whole_blocks) {
+            true => Ok(()),
+            false => Err(self.leaf_changed()),
+        }
+    }
+
+    /// Whether some of the units of a block that the leaf has are not there.
+    pub(crate) fn is_partial(&self, block: u32) -> Result<bool> {
+        self.leaf.is_partial(block)
+    }
+
     /// The leaf has all that the topmost `count` layers decide: it names the one beneath them (`parent`), and does without them.
-    pub(crate) fn finish(&self, count: usize, parent: &ParentLink) -> Result<()> {
+    /// Without a parent `count` is all of them, and no block of the leaf is partial.
+    pub(crate) fn finish(&self, count: usize, parent: Option<&ParentLink>) -> Result<()> {
         let keep = self.parents.len().saturating_sub(count);
         self.blocks
             .generations()
@@ -96,9 +127,8 @@ impl Merging<'_> {
     }
 
     fn leaf_changed(&self) -> Error {
-        let what =
-            format!("{}: a snapshot was made during the merge: start it again", self.leaf.path().display());
-        Error::Invalid { what }
+        let what = "a snapshot was taken during the merge, which ended it: start it again".to_string();
+        Error::Unsupported { path: self.leaf.path().to_path_buf(), what }
     }
 }
 

@@ -6,12 +6,14 @@
 mod blocks;
 mod generation;
 mod info;
+mod maintaining;
 mod merging;
 mod storage;
 mod turn;
 
 pub(crate) use generation::{Ready, Switch};
 pub use info::{DiskInfo, ForeignChanges, JournalState};
+pub(crate) use merging::Merging;
 
 use crate::chain::{self, ChildClaims, Leaf, ParentPolicy};
 use crate::error::{Error, Result};

@@ -64,6 +64,15 @@ impl Layer {
     /// others. From the call on nothing can be changed; no write may be under way. After a failure the disk is stopped, and the
     /// next open says whether the seal counts.
     pub(crate) fn seal(&self, seal: &Seal) -> Result<()> {
+        self.end_sealed(|superblock| (seal.put_into(&superblock.lineage), seal.modified))
+    }
+
+    /// The end of maintenance of a sealed image: the same with the seal and the time that it has.
+    pub(crate) fn seal_again(&self) -> Result<()> {
+        self.end_sealed(|superblock| (superblock.lineage, superblock.fingerprint.modified))
+    }
+
+    fn end_sealed(&self, end: impl FnOnce(&Superblock) -> (Lineage, FileTime)) -> Result<()> {
         let session = self.session()?;
         if self.place.temporary.is_some() {
             let what = "it was made by another program and has no place for a seal: run `cowvhd upgrade` on it first";
@@ -79,8 +88,7 @@ impl Layer {
             .and_then(|()| self.reclaim_locked(session, &mut core))
             .and_then(|()| Survey::new(&self.path, &self.place, core.journal.table(), |_| u64::MAX))
             .and_then(|survey| {
-                let lineage = seal.put_into(&core.superblocks.current.lineage);
-                let end = (lineage, seal.modified);
+                let end = end(&core.superblocks.current);
                 let result = self.write_clean_end(session, &mut core, survey.fresh, end);
                 result.map_err(|failure| session.failed(&mut core, &*self.file, &self.path, failure))
             })

@@ -43,6 +43,15 @@ impl Layer {
         }
     }
 
+    /// From now on blocks that are taken are whole, as those of a root disk, also in a differencing layer: nothing shows through where
+    /// it has no block but zeros. No write may be under way.
+    pub(crate) fn take_whole_blocks(&self) {
+        if let Some(units) = self.units.as_ref().filter(|_| !defect::active(Defect::MergeTakesPartialBlocks))
+        {
+            units.take_whole_blocks();
+        }
+    }
+
     /// Whether some of the units of a block that is allocated are not here.
     pub(crate) fn is_partial(&self, block: u32) -> Result<bool> {
         let (mapping, _pin) = self.map.get_pinned(block);

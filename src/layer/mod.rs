@@ -100,11 +100,6 @@ impl Layer {
         &self.path
     }
 
-    /// Where the file is.
-    pub(crate) fn vfs(&self) -> &dyn Vfs {
-        &*self.vfs
-    }
-
     /// The footer.
     pub(crate) fn footer(&self) -> &Footer {
         &self.footer

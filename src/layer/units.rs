@@ -8,7 +8,7 @@
 
 use crate::defect::{self, Defect};
 use crate::ext::PAGE_BYTES;
-use crate::sync::{Arc, AtomicU64, Condvar, Mutex, Ordering, RwLock};
+use crate::sync::{Arc, AtomicBool, AtomicU64, Condvar, Mutex, Ordering, RwLock};
 use crate::vhd::{SECTOR, bitmap};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -129,6 +129,8 @@ pub(super) struct Units {
     shards: Box<[Shard]>,
     under_way: Mutex<Vec<(u32, Range<u32>)>>,
     ended: Condvar,
+    /// Nothing shows through absent blocks but zeros, so that blocks are taken whole, as in a root disk.
+    takes_whole_blocks: AtomicBool,
 }
 
 impl Default for Units {
@@ -137,6 +139,7 @@ impl Default for Units {
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
             under_way: Mutex::default(),
             ended: Condvar::new(),
+            takes_whole_blocks: AtomicBool::new(false),
         }
     }
 }
@@ -144,6 +147,16 @@ impl Default for Units {
 impl Units {
     fn shard(&self, slot: u32) -> Option<&Shard> {
         self.shards.get((slot.wrapping_mul(0x9e37_79b1) >> 26) as usize % SHARDS)
+    }
+
+    /// New blocks are whole from now on; no write is under way.
+    pub(super) fn take_whole_blocks(&self) {
+        self.takes_whole_blocks.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether new blocks are whole.
+    pub(super) fn takes_whole_blocks(&self) -> bool {
+        self.takes_whole_blocks.load(Ordering::SeqCst)
     }
 
     /// The units of the block in `slot`, which the caller has pinned; `None` once the block is whole or left the slot.

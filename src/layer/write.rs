@@ -59,7 +59,7 @@ impl Layer {
                     Some(present) => (!present.all(units::touched(&range))).then_some(units),
                     None => continue,
                 },
-                (Mapping::Absent, Some(units)) => Some(units),
+                (Mapping::Absent, Some(units)) => (!units.takes_whole_blocks()).then_some(units),
                 _ => None,
             };
             if let Some(units) = absent.filter(|_| bringing.is_none()) {
@@ -115,7 +115,8 @@ impl Layer {
         }
         match allocator.ride(&*self.file, block) {
             Ok(Some((slot, first))) => {
-                if let Some(units) = self.units.as_ref().filter(|_| first) {
+                if let Some(units) = self.units.as_ref().filter(|units| first && !units.takes_whole_blocks())
+                {
                     units.insert_empty(slot, self.place.block_bytes);
                 }
                 Ok(Some((slot, self.map.pin(slot))))

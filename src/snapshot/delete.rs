@@ -5,11 +5,11 @@
 //! if it is no other disk's · the file is unlinked. Cut anywhere, the same call does the rest: copies that are there are not made again,
 //! and a snapshot that no child names any more is only removed.
 
-use super::merge::merge_image;
+use super::merge::{merge_image, merge_into_leaf, merge_layer};
 use super::point::{Lineage, snapshot_path};
 use crate::chain::{self, Children, Leaf, ParentImage, SnapshotName};
 use crate::convert::Progress;
-use crate::disk::OpenOptions;
+use crate::disk::{Disk, OpenOptions, Origin};
 use crate::error::{Error, Result};
 use crate::ext::Child;
 use crate::layer::{self, Headers};
@@ -63,15 +63,9 @@ fn delete_once(
     };
     let snapshot = own.next().ok_or_else(missing)?;
     let beneath = own.next();
-    if !snapshot.seal_id().is_some() {
-        let what = "it is not sealed as a snapshot: remove it yourself if nothing needs it".to_string();
-        return Err(Error::Unsupported { path, what });
-    }
+    refuse_unsealed(&snapshot)?;
     let (id, above) = (snapshot.unique_id(), child_in_chain(options, disk, snapshot.unique_id())?);
-    let others = children(&**vfs, &snapshot)?
-        .into_iter()
-        .filter(|child| Some(child.id) != above.as_ref().map(|a| a.0));
-    refuse_children(&path, others.collect())?;
+    refuse_others(&**vfs, &snapshot, above.as_ref().map(|above| above.0))?;
     drop((snapshot, own));
     // Before anything is copied.
     drop(alone(&**vfs, &path)?);
@@ -91,8 +85,69 @@ fn delete_once(
         }
         None => {}
     }
-    remove(&**vfs, &path, id, beneath)?;
+    remove(&**vfs, &path, id, beneath.as_ref())?;
     Ok(copied)
+}
+
+/// The same for a disk that is open, beside whoever reads and writes. If the layer over the snapshot is itself a snapshot, the disk goes on
+/// reading it, and nobody else may.
+///
+/// # Errors
+///
+/// Those of [`delete()`], and [`ErrorKind::InUse`](crate::ErrorKind::InUse) while a merge or another deletion of the disk is under way.
+pub fn delete_running(
+    disk: &Disk,
+    name: &SnapshotName,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<u64> {
+    let origin = disk.origin();
+    let Some(places) = &origin.leaf else {
+        return Err(Error::ReadOnly { path: disk.path().to_path_buf() });
+    };
+    let (vfs, path) = (&origin.options.vfs, places.snapshot(name));
+    // A deletion that was cut may have left a layer unclosed that is none of this disk.
+    let merging = disk.merging()?;
+    let snapshot = match vfs.open(&path, Access::ReadOnly) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let what = format!("it has no snapshot \"{name}\"");
+            return Err(Error::NotFound { path: disk.path().to_path_buf(), what });
+        }
+        file => file.map_err(|error| Error::io(&path, "opening the snapshot", error))?,
+    };
+    let snapshot = ParentImage::open(snapshot, &path)?;
+    refuse_unsealed(&snapshot)?;
+    let id = snapshot.unique_id();
+    let images = merging.images();
+    let depth = images.iter().position(|image| image.unique_id() == id);
+    let above = depth.map(|depth| match depth.checked_sub(1).and_then(|above| images.get(above)) {
+        Some(above) => above.unique_id(),
+        None => merging.leaf_id(),
+    });
+    refuse_others(&**vfs, &snapshot, above)?;
+    let beneath = beneath(origin, &snapshot)?;
+    drop(snapshot);
+    let copied = match depth {
+        Some(0) => merge_into_leaf(disk, merging, 1, progress)?.copied,
+        Some(depth) => {
+            let child = merging.maintain(depth - 1)?;
+            let merged =
+                merge_layer(child.vfs(), child.layer(), &child.images(), &child.below(), 1, progress);
+            let ended = child.end(merged.is_ok());
+            let merged = merged?;
+            ended?;
+            merged.copied
+        }
+        None => 0,
+    };
+    remove(&**vfs, &path, id, beneath.as_ref())?;
+    Ok(copied)
+}
+
+/// The layer beneath a snapshot of a running disk.
+fn beneath(origin: &Origin, snapshot: &ParentImage) -> Result<Option<ParentImage>> {
+    let Some(claims) = snapshot.claims() else { return Ok(None) };
+    let images = chain::open_images(&origin.options.vfs, &claims, &origin.options.for_a_parent().policy)?;
+    Ok(images.into_iter().next())
 }
 
 /// The layer of the disk's chain over the image `id`: its id, and its path if it is not the disk itself.
@@ -136,6 +191,20 @@ fn alone(vfs: &dyn Vfs, path: &Path) -> Result<Arc<dyn File>> {
     Ok(file)
 }
 
+fn refuse_unsealed(snapshot: &ParentImage) -> Result<()> {
+    if snapshot.seal_id().is_some() {
+        return Ok(());
+    }
+    let what = "it is not sealed as a snapshot: remove it yourself if nothing needs it".to_string();
+    Err(Error::Unsupported { path: snapshot.path().to_path_buf(), what })
+}
+
+/// Fails where a snapshot has other children than `above`.
+fn refuse_others(vfs: &dyn Vfs, snapshot: &ParentImage, above: Option<UniqueId>) -> Result<()> {
+    let others = children(vfs, snapshot)?.into_iter().filter(|child| Some(child.id) != above);
+    refuse_children(snapshot.path(), others.collect())
+}
+
 fn refuse_children(path: &Path, children: Vec<Child>) -> Result<()> {
     if children.is_empty() {
         return Ok(());
@@ -147,13 +216,13 @@ fn refuse_children(path: &Path, children: Vec<Child>) -> Result<()> {
 }
 
 /// Removes the file of a snapshot that no child names any more.
-fn remove(vfs: &dyn Vfs, path: &Path, id: UniqueId, beneath: Option<ParentImage>) -> Result<()> {
+fn remove(vfs: &dyn Vfs, path: &Path, id: UniqueId, beneath: Option<&ParentImage>) -> Result<()> {
     let file =
         vfs.open(path, Access::ReadOnly).map_err(|error| Error::io(path, "opening the snapshot", error))?;
     let snapshot = ParentImage::open(Arc::clone(&file), path)?;
     refuse_children(path, children(vfs, &snapshot)?)?;
     if let Some(beneath) = beneath {
-        chain::unregister(vfs, id, &beneath)?;
+        chain::unregister(vfs, id, beneath)?;
     }
     remove_state(vfs, &snapshot)?;
     // Whoever reads it now would miss it later.

@@ -6,13 +6,13 @@
 
 use super::diff::View;
 use super::point;
-use super::pull::{fill_alone, fill_range, pull};
+use super::pull::{Fill, fill_alone, fill_range, pull};
 use super::rebase::{closing, differencing};
 use crate::chain::{self, ChildClaims, ParentImage, ParentPolicy, Parents, Source};
 use crate::convert::{Phase, Progress};
-use crate::disk::{Disk, OpenOptions};
+use crate::disk::{Disk, Merging, OpenOptions};
 use crate::error::{Error, Result};
-use crate::layer::{Layer, LockedImage};
+use crate::layer::{Below, Layer, LockedImage};
 use crate::vfs::{Access, Vfs};
 use crate::vhd::UniqueId;
 use std::ops::ControlFlow;
@@ -64,95 +64,146 @@ pub(super) fn merge_image(
         Ok((images, count))
     })?;
     let (layer, (images, count)) = differencing(path, image, chain)?;
-    let result = merge_into(&**vfs, &layer, images, count, path, progress);
-    closing(&layer, result)
+    let images: Vec<Arc<ParentImage>> = images.into_iter().map(Arc::new).collect();
+    let sources = images.iter().rev().map(|image| Arc::clone(image) as Arc<dyn Source>).collect();
+    let below = Parents::new(sources, layer.place().block_bytes, layer.footer().current_size);
+    let images: Vec<&ParentImage> = images.iter().map(|image| &**image).collect();
+    closing(&layer, merge_layer(&**vfs, &layer, &images, &below, count, progress))
 }
 
-/// The same for a disk that is open, beside whoever reads and writes: merges the layers between its leaf and `until`, which becomes
-/// its parent. Requests wait for a piece of some 256 KiB that is being copied at most; `progress` may sleep to leave the medium to
-/// them. What was merged is let go of, and locks of those files with it. A snapshot that is made meanwhile ends the merge with an
-/// error.
+/// The same as [`merge()`] for a disk that is open, beside whoever reads and writes: merges the layers between its leaf and `until`,
+/// which becomes its parent; without `until` all of them. Requests wait for a piece of some 256 KiB that is being copied at most;
+/// `progress` may sleep to leave the medium to them. Fails with [`ErrorKind::InUse`](crate::ErrorKind::InUse) while another merge of
+/// the disk is under way; a snapshot that is taken ends it with [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported).
 pub fn merge_running(
     disk: &Disk,
-    until: &Path,
+    until: Option<&Path>,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Merged> {
-    let path = disk.path();
     let merging = disk.merging()?;
-    let images = merging.images()?;
+    let images = merging.images();
+    if images.is_empty() {
+        let what = format!("{}: it is no differencing disk: it has no parent", disk.path().display());
+        return Err(Error::Invalid { what });
+    }
     let ids: Vec<UniqueId> = images.iter().map(|image| image.unique_id()).collect();
-    let count = point::find(merging.vfs(), &ids, path, until)?;
-    let size = disk.size();
-    let mut report = |phase, done| match progress(Progress { phase, done, total: size }) {
-        ControlFlow::Continue(()) => Ok(()),
-        ControlFlow::Break(()) => Err(Error::Stopped { path: path.to_path_buf() }),
-    };
+    let count =
+        until.map_or(Ok(ids.len()), |until| point::find(&**merging.vfs(), &ids, disk.path(), until))?;
+    merge_into_leaf(disk, merging, count, progress)
+}
+
+/// Merges the topmost `count` layers beneath the leaf of a running disk into it.
+pub(super) fn merge_into_leaf(
+    disk: &Disk,
+    merging: Merging<'_>,
+    count: usize,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<Merged> {
+    let (path, size) = (disk.path(), disk.size());
+    let images = merging.images();
     let merged = images.get(..count).unwrap_or_default();
-    let layers: Vec<PathBuf> = merged.iter().map(|image| image.path().to_path_buf()).collect();
-    let Some(parent) = images.get(count).filter(|_| count > 0) else {
+    let layers = paths(merged);
+    if merged.is_empty() {
         return Ok(Merged { copied: 0, layers });
-    };
+    }
+    let mut report = reporting(path, size, progress);
+    let parent = images.get(count).copied();
     let views: Vec<View<'_>> = merged.iter().map(|image| View::Parent(image)).collect();
     let block_bytes = u64::from(merging.block_bytes());
     let mut fill = |block, range| merging.fill(block, range);
-    let copied = pull(&views, size, block_bytes, true, &mut fill, &mut |done| report(Phase::Copy, done))?;
+    let mut copy = |done| report(Phase::Copy, done);
+    // Without a parent zeros need nothing to hide.
+    let mut copied = pull(&views, size, block_bytes, parent.is_some(), &mut fill, &mut copy)?;
+    if parent.is_none() {
+        // A disk of its own has whole blocks, and gets no others from here on.
+        merging.take_whole_blocks()?;
+        let is_partial = |block| merging.is_partial(block);
+        copied += complete(merging.blocks(), block_bytes, &is_partial, &mut fill, &mut || copy(size))?;
+    }
     report(Phase::Sync, size)?;
-    let id = merging.leaf_id();
-    chain::register(merging.vfs(), id, path, parent)?;
-    merging.finish(count, &chain::link_to(path, parent)?)?;
+    let (vfs, id) = (Arc::clone(merging.vfs()), merging.leaf_id());
+    if let Some(parent) = parent {
+        chain::register(&*vfs, id, path, parent)?;
+    }
+    let link = parent.map(|parent| chain::link_to(path, parent)).transpose()?;
+    merging.finish(count, link.as_ref())?;
     if let Some(former) = merged.first() {
-        chain::unregister(merging.vfs(), id, former)?;
+        chain::unregister(&*vfs, id, former)?;
     }
     Ok(Merged { copied, layers })
 }
 
-fn merge_into(
+/// Merges the topmost `count` of `images`, which are what is `below` a layer, into that; nobody else writes to it.
+pub(super) fn merge_layer(
     vfs: &dyn Vfs,
     layer: &Layer,
-    images: Vec<ParentImage>,
+    images: &[&ParentImage],
+    below: &dyn Below,
     count: usize,
-    disk: &Path,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Merged> {
-    let size = layer.footer().current_size;
-    let block_bytes = layer.place().block_bytes;
-    let mut report = |phase, done| match progress(Progress { phase, done, total: size }) {
-        ControlFlow::Continue(()) => Ok(()),
-        ControlFlow::Break(()) => Err(Error::Stopped { path: disk.to_path_buf() }),
-    };
-    let images: Vec<Arc<ParentImage>> = images.into_iter().map(Arc::new).collect();
+    let (path, size) = (layer.path(), layer.footer().current_size);
+    let block_bytes = u64::from(layer.place().block_bytes);
     let merged = images.get(..count).unwrap_or_default();
-    let layers: Vec<PathBuf> = merged.iter().map(|image| image.path().to_path_buf()).collect();
+    let layers = paths(merged);
     if merged.is_empty() {
         return Ok(Merged { copied: 0, layers });
     }
-    let sources = images.iter().rev().map(|image| Arc::clone(image) as Arc<dyn Source>).collect();
-    let below = Parents::new(sources, block_bytes, size);
+    let mut report = reporting(path, size, progress);
+    let parent = images.get(count).copied();
     let views: Vec<View<'_>> = merged.iter().map(|image| View::Parent(image)).collect();
-    let parent = images.get(count);
-    let mut fill = fill_alone(layer, &below);
+    let mut fill = fill_alone(layer, below);
     let mut copy = |done| report(Phase::Copy, done);
     // Without a parent zeros need nothing to hide.
-    let mut copied = pull(&views, size, block_bytes.into(), parent.is_some(), &mut fill, &mut copy)?;
+    let mut copied = pull(&views, size, block_bytes, parent.is_some(), &mut fill, &mut copy)?;
     if parent.is_none() {
         // A disk of its own has whole blocks.
-        for block in 0..layer.place().table_entries {
-            if layer.is_partial(block)? {
-                let start = layer.guest_offset(block);
-                let range = start..start + u64::from(block_bytes);
-                copied += fill_range(range, block_bytes.into(), &mut fill, &mut |_| copy(size))?;
-            }
-        }
+        let (blocks, is_partial) = (layer.place().table_entries, |block| layer.is_partial(block));
+        copied += complete(blocks, block_bytes, &is_partial, &mut fill, &mut || copy(size))?;
     }
     report(Phase::Sync, size)?;
     let id = layer.footer().unique_id;
     if let Some(parent) = parent {
-        chain::register(vfs, id, disk, parent)?;
+        chain::register(vfs, id, path, parent)?;
     }
-    let link = parent.map(|parent| chain::link_to(disk, parent)).transpose()?;
+    let link = parent.map(|parent| chain::link_to(path, parent)).transpose()?;
     layer.repoint(link.as_ref())?;
     if let Some(former) = merged.first() {
         chain::unregister(vfs, id, former)?;
     }
     Ok(Merged { copied, layers })
+}
+
+/// Makes partial blocks whole.
+fn complete(
+    blocks: u32,
+    block_bytes: u64,
+    is_partial: &dyn Fn(u32) -> Result<bool>,
+    fill: &mut Fill<'_>,
+    report: &mut dyn FnMut() -> Result<()>,
+) -> Result<u64> {
+    let mut copied = 0;
+    for block in 0..blocks {
+        if is_partial(block)? {
+            let start = u64::from(block) * block_bytes;
+            copied += fill_range(start..start + block_bytes, block_bytes, fill, &mut |_| report())?;
+        }
+    }
+    Ok(copied)
+}
+
+/// Tells `progress` how far the work on the disk at `path` has come, until that breaks.
+fn reporting<'a>(
+    path: &'a Path,
+    total: u64,
+    progress: &'a mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> impl FnMut(Phase, u64) -> Result<()> + 'a {
+    move |phase, done| match progress(Progress { phase, done, total }) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Error::Stopped { path: path.to_path_buf() }),
+    }
+}
+
+fn paths(images: &[&ParentImage]) -> Vec<PathBuf> {
+    images.iter().map(|image| image.path().to_path_buf()).collect()
 }

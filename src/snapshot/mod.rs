@@ -19,7 +19,7 @@ mod state;
 
 pub use crate::chain::SnapshotName;
 pub use checkpoint::{Checkpoint, group};
-pub use delete::delete;
+pub use delete::{delete, delete_running};
 pub use diff::{Change, ChangeKind, Diff, diff};
 pub use export::export_delta;
 pub use list::{Listed, list};

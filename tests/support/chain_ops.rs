@@ -5,7 +5,7 @@ use cowvhd::convert::Progress;
 use cowvhd::sim::{Bounds, CrashPoint, CrashState, History, Rng, SimVfs, Underway};
 use cowvhd::snapshot::SnapshotName;
 use cowvhd::vfs::{Access, Vfs};
-use cowvhd::vhd::Footer;
+use cowvhd::vhd::{DiskType, Footer};
 use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions};
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -318,25 +318,15 @@ impl Guest {
     }
 }
 
-/// Layers are merged into a running disk, beside a guest; the power fails at every step.
-pub fn merged_running(seed: u64, bounds: &Bounds) -> Result<u64, String> {
-    let Chain { vfs, layers, content } = Chain::random(seed, 6);
-    let below = layers.len() - 1;
-    if below < 2 {
-        return Ok(0);
-    }
-    let mut rng = Rng::new(seed ^ 0x11fe);
-    let stay = 1 + rng.below(below as u64 - 1) as usize;
-    let (disk, until) = (Path::new("/vm.vhd"), layers[stay - 1].clone());
-    let hashes = |vfs: &SimVfs| layers[..below].iter().map(|path| sealed_hash(vfs, path)).collect::<Vec<_>>();
-    let before = hashes(&vfs);
+/// Opens the disk of a chain for a guest, whose requests also come in the middle of syncs and of durable writes; not of plain ones,
+/// which may be copies that it would wait for.
+fn start_guest(vfs: &SimVfs, content: &[u8], rng: Rng) -> Result<Arc<Guest>, String> {
     let mut history = History::default();
-    history.continue_from(0, &content);
+    history.continue_from(0, content);
     vfs.record(true);
-    let open = options(&vfs).open(disk).map_err(|error| error.to_string())?;
+    let disk = options(vfs).open(Path::new("/vm.vhd")).map_err(|error| error.to_string())?;
     let guest =
-        Arc::new(Guest { vfs: vfs.clone(), disk: open, history: Mutex::new(history), rng: Mutex::new(rng) });
-    // In the middle of syncs and of durable writes; not of plain ones, which may be copies that it would wait for.
+        Arc::new(Guest { vfs: vfs.clone(), disk, history: Mutex::new(history), rng: Mutex::new(rng) });
     let (weak, busy) = (Arc::downgrade(&guest), AtomicBool::new(false));
     vfs.set_hook(Some(Box::new(move |underway| {
         let Some(guest) = weak.upgrade().filter(|_| underway != Underway::Write) else { return };
@@ -347,28 +337,59 @@ pub fn merged_running(seed: u64, bounds: &Bounds) -> Result<u64, String> {
             busy.store(false, Ordering::SeqCst);
         }
     })));
-    let mut wrong = Ok(());
-    let merged = cowvhd::snapshot::merge_running(&guest.disk, &until, &mut |_| {
-        let choice = guest.rng.lock().unwrap().below(6);
+    Ok(guest)
+}
+
+impl Guest {
+    /// What it does beside long work.
+    fn beside(&self) -> Result<(), String> {
+        let choice = self.rng.lock().unwrap().below(6);
         match choice {
-            0 | 1 => guest.change(),
-            2 => guest.flush(),
+            0 | 1 => self.change(),
+            2 => self.flush(),
             _ => {}
         }
-        wrong = std::mem::replace(&mut wrong, Ok(())).and_then(|()| guest.check());
+        self.check()
+    }
+
+    /// What it does after it; the crash points of all.
+    fn end(&self) -> Result<Vec<CrashPoint>, String> {
+        for _ in 0..6 {
+            self.change();
+            self.check()?;
+        }
+        self.flush();
+        self.vfs.set_hook(None);
+        let mut points = self.vfs.take_crash_points();
+        points.push(self.vfs.crash_now());
+        Ok(points)
+    }
+}
+
+/// Layers are merged into a running disk, beside a guest; the power fails at every step.
+pub fn merged_running(seed: u64, bounds: &Bounds) -> Result<u64, String> {
+    let Chain { vfs, layers, content } = Chain::random(seed, 6);
+    let below = layers.len() - 1;
+    let mut rng = Rng::new(seed ^ 0x11fe);
+    // How many layers stay; without any the disk needs no parent.
+    let stay = if below < 2 || rng.one_in(4) { 0 } else { 1 + rng.below(below as u64 - 1) as usize };
+    let (disk, until) = (Path::new("/vm.vhd"), stay.checked_sub(1).map(|last| layers[last].clone()));
+    let hashes = |vfs: &SimVfs| layers[..below].iter().map(|path| sealed_hash(vfs, path)).collect::<Vec<_>>();
+    let before = hashes(&vfs);
+    let guest = start_guest(&vfs, &content, rng)?;
+    let mut wrong = Ok(());
+    let merged = cowvhd::snapshot::merge_running(&guest.disk, until.as_deref(), &mut |_| {
+        wrong = std::mem::replace(&mut wrong, Ok(())).and_then(|()| guest.beside());
         ControlFlow::Continue(())
     });
     merged.map_err(|error| error.to_string())?;
     wrong?;
-    let returned = vfs.tick();
-    for _ in 0..4 {
-        guest.change();
-        guest.check()?;
+    let expected = if stay == 0 { DiskType::Dynamic } else { DiskType::Differencing };
+    if guest.disk.disk_type() != expected {
+        return Err(format!("it is a {} disk", guest.disk.disk_type()));
     }
-    guest.flush();
-    vfs.set_hook(None);
-    let mut points = vfs.take_crash_points();
-    points.push(vfs.crash_now());
+    let returned = vfs.tick();
+    let points = guest.end()?;
     let history = guest.history.lock().unwrap();
     explore(&points, bounds, &|state, clock| {
         let judge = |vfs: &SimVfs, options: &OpenOptions| {
@@ -392,6 +413,58 @@ pub fn merged_running(seed: u64, bounds: &Bounds) -> Result<u64, String> {
             let content = read(&options(&vfs), disk).map_err(|error| format!("without layers: {error}"))?;
             history.check(clock, 0, &content, true).map_err(|error| format!("without layers: {error}"))?;
         }
+        Ok(points)
+    })
+}
+
+/// A snapshot of a running disk is deleted, beside a guest: right beneath its leaf, or in the middle of its chain. The power fails at
+/// every step.
+pub fn deleted_running(seed: u64, bounds: &Bounds) -> Result<u64, String> {
+    let Chain { vfs, layers, content } = Chain::random(seed, 6);
+    let below = layers.len() - 1;
+    let mut rng = Rng::new(seed ^ 0xde1e7e);
+    let number = rng.below(below as u64) as usize;
+    let (disk, name) = (Path::new("/vm.vhd"), SnapshotName::new(&number.to_string()).unwrap());
+    let gone = layers[number].clone();
+    let kept: Vec<&PathBuf> = layers[..below].iter().filter(|path| **path != gone).collect();
+    let shown = |vfs: &SimVfs| -> Result<Vec<Vec<u8>>, String> {
+        kept.iter().map(|path| read(&options(vfs).read_only(true), path)).collect()
+    };
+    let before = shown(&vfs)?;
+    let guest = start_guest(&vfs, &content, rng)?;
+    let mut wrong = Ok(());
+    let deleted = cowvhd::snapshot::delete_running(&guest.disk, &name, &mut |_| {
+        wrong = std::mem::replace(&mut wrong, Ok(())).and_then(|()| guest.beside());
+        ControlFlow::Continue(())
+    });
+    deleted.map_err(|error| error.to_string())?;
+    wrong?;
+    let returned = vfs.tick();
+    let points = guest.end()?;
+    let history = guest.history.lock().unwrap();
+    explore(&points, bounds, &|state, clock| {
+        let vfs = state.to_vfs(state.hash);
+        if state.has(&gone) && clock >= returned {
+            return Err("the snapshot is still there".into());
+        }
+        // That recovers a layer that was being changed, too.
+        vfs.record(true);
+        let content = read(&options(&vfs), disk)?;
+        history.check(clock, 0, &content, true).map_err(|error| error.to_string())?;
+        match cowvhd::snapshot::delete(&options(&vfs), disk, &name, &mut |_| ControlFlow::Continue(())) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound && !state.has(&gone) => {}
+            Err(error) => return Err(format!("deleting again: {error}")),
+        }
+        let points = vfs.take_crash_points();
+        vfs.record(false);
+        let content = read(&options(&vfs).read_only(true), disk)?;
+        history.check(clock, 0, &content, true).map_err(|error| format!("without it: {error}"))?;
+        if shown(&vfs)? != before {
+            return Err("another snapshot shows something else".into());
+        }
+        // Of two superblocks a crash may have spoiled one, which the next session writes anew.
+        kept.iter().try_for_each(|path| must_be_no_worse(&vfs, path, Severity::Risk))?;
         Ok(points)
     })
 }

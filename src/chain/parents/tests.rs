@@ -149,7 +149,7 @@ fn a_fold_keeps_what_was_known() {
     assert_eq!(next.flat.get(1).flat, Some(Flat::Whole(Place { source: 1, file_offset: place(&leaf, 1) })));
     let Some(Flat::Mixed(runs)) = next.flat.get(0).flat else { unreachable!() };
     assert_eq!(runs.len(), 2);
-    check(&next.with_top(Arc::clone(&leaf) as Arc<dyn Source>));
+    check(&next.with_source(next.depth() - 1, Arc::clone(&leaf) as Arc<dyn Source>));
 }
 
 fn place(leaf: &Layer, block: u32) -> u64 {

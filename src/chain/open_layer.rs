@@ -1,9 +1,11 @@
-//! A layer that was written to until a new leaf came over it, as a parent: what it holds does not change any more.
+//! A layer that is open for writing, as a parent: one that was the leaf until a new one came over it, or one in the middle of a chain
+//! that takes over what is beneath it. What shows through it does not change.
 
 use super::source::{Found, Source};
+use crate::defect::{self, Defect};
 use crate::error::Result;
 use crate::layer::{Layer, Located};
-use crate::vhd::DiskType;
+use crate::vhd::{self, DiskType};
 use std::ops::Range;
 
 impl Source for Layer {
@@ -13,11 +15,16 @@ impl Source for Layer {
             DiskType::Dynamic | DiskType::Fixed => Found::Zero,
         };
         let block_bytes = u64::from(self.place().block_bytes);
+        // Past its end are zeros, whatever is beneath it.
+        let inside = match defect::active(Defect::OpenLayerHasNoEnd) {
+            true => range.end,
+            false => range.end.min(self.footer().current_size.max(range.start)),
+        };
         let mut at = range.start;
-        while at < range.end {
+        while at < inside {
             let block = at / block_bytes;
             let start = block * block_bytes;
-            let end = range.end.min(start + block_bytes);
+            let end = inside.min(start + block_bytes);
             self.locate(block as u32, at - start..end - start, &mut |part, located| {
                 let found = match located {
                     Located::Absent => absent,
@@ -29,14 +36,25 @@ impl Source for Layer {
             })?;
             at = end;
         }
+        if inside < range.end {
+            visit(inside..range.end, Found::Zero);
+        }
         Ok(())
     }
 
-    fn blocks(&self, blocks: Range<u64>, _: u64, visit: &mut dyn FnMut(u64, u32)) -> Result<()> {
-        // A leaf has blocks like its disk.
+    fn blocks(&self, blocks: Range<u64>, block_bytes: u64, visit: &mut dyn FnMut(u64, u32)) -> Result<()> {
+        // One that was the leaf has blocks like its disk; with others, each may hold anything.
+        let has_such_blocks = u64::from(self.place().block_bytes) == block_bytes;
         for block in blocks {
-            if let Some(slot) = self.known_mapping(block as u32).slot() {
-                visit(block, slot);
+            let entry = match self.known_mapping(block as u32).slot() {
+                _ if !has_such_blocks => Some(0),
+                None if (block + 1).saturating_mul(block_bytes) > self.footer().current_size => {
+                    Some(vhd::UNALLOCATED)
+                }
+                slot => slot,
+            };
+            if let Some(entry) = entry {
+                visit(block, entry);
             }
         }
         Ok(())
