@@ -19,6 +19,7 @@ pub(crate) const VERBS: &[&str] = &[
     "check",
     "repair",
     "snapshot",
+    "upgrade",
     "serve",
     "status",
     "completions",
