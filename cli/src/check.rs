@@ -4,7 +4,7 @@ use crate::failure::Failure;
 use crate::output;
 use crate::parents::Parents;
 use cowvhd::ErrorKind;
-use cowvhd::check::{ChainReport, Code, Finding, Report, Severity};
+use cowvhd::check::{ChainReport, Code, Coverage, Finding, Report, Severity, Verified};
 use cowvhd::vfs::HostVfs;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -69,15 +69,11 @@ impl Check {
             Ok(checked) => checked,
             Err(error) => return self.not_checked(error),
         };
-        let printed = match self.json {
-            true => json(&checked).and_then(|text| output::print(&text)),
-            false => output::print(&text(&checked)),
-        };
-        if let Err(failure) = printed {
+        if let Err(failure) = checked.print(self.json) {
             output::say(failure);
             return self.code(exit::OPERATIONAL, 1);
         }
-        let worst = checked.layers().iter().filter_map(Report::worst).max();
+        let worst = checked.worst();
         let fsck = fsck_code(worst, self.strict);
         let qemu = match worst {
             Some(Severity::Corruption | Severity::Risk) => 2,
@@ -102,9 +98,10 @@ impl Check {
 }
 
 /// What was checked.
-enum Checked {
+pub(crate) enum Checked {
     File(Report),
     Chain(ChainReport),
+    Data(Verified),
 }
 
 impl Checked {
@@ -113,6 +110,36 @@ impl Checked {
         match self {
             Checked::File(report) => std::slice::from_ref(report),
             Checked::Chain(chain) => chain.layers(),
+            Checked::Data(verified) => verified.chain().layers(),
+        }
+    }
+
+    fn chain(&self) -> Option<&ChainReport> {
+        match self {
+            Checked::File(_) => None,
+            Checked::Chain(chain) => Some(chain),
+            Checked::Data(verified) => Some(verified.chain()),
+        }
+    }
+
+    /// How far the data of each layer was compared; nothing where it was not.
+    fn coverage(&self) -> &[Coverage] {
+        match self {
+            Checked::Data(verified) => verified.coverage(),
+            _ => &[],
+        }
+    }
+
+    /// The worst severity found.
+    pub(crate) fn worst(&self) -> Option<Severity> {
+        self.layers().iter().filter_map(Report::worst).max()
+    }
+
+    /// Prints it for a person or a program.
+    pub(crate) fn print(&self, as_json: bool) -> Result<(), Failure> {
+        match as_json {
+            true => json(self).and_then(|text| output::print(&text)),
+            false => output::print(&text(self)),
         }
     }
 
@@ -134,11 +161,20 @@ pub(crate) fn fsck_code(worst: Option<Severity>, strict: bool) -> u8 {
 fn text(checked: &Checked) -> String {
     let mut explained = BTreeSet::new();
     let mut text = String::new();
+    let mut coverage = checked.coverage().iter();
     for layer in checked.layers() {
         text.push_str(&explain(layer, &mut explained));
         text.push_str(&summary(layer));
+        if let Some(Coverage { compared_bytes, unproven_bytes, written_pages }) = coverage.next() {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "  {compared_bytes} bytes of data proven, {unproven_bytes} not proven");
+            let _ = match written_pages {
+                0 => writeln!(text),
+                pages => writeln!(text, ", {pages} pages of CRCs written"),
+            };
+        }
     }
-    if let Checked::Chain(chain) = checked {
+    if let Some(chain) = checked.chain() {
         for parent in chain.parent_candidates() {
             // Writing to a string cannot fail.
             let _ = writeln!(text, "found nearby: {}", parent.display());
@@ -263,6 +299,27 @@ struct JsonLayer {
     risks: u64,
     leaks: u64,
     notes: u64,
+    #[serde(flatten)]
+    data: Option<JsonData>,
+}
+
+/// What is told of a layer's data.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct JsonData {
+    proven_bytes: u64,
+    unproven_bytes: u64,
+    crc_pages_written: u64,
+}
+
+impl From<&Coverage> for JsonData {
+    fn from(coverage: &Coverage) -> Self {
+        JsonData {
+            proven_bytes: coverage.compared_bytes,
+            unproven_bytes: coverage.unproven_bytes,
+            crc_pages_written: coverage.written_pages,
+        }
+    }
 }
 
 impl From<&Report> for JsonLayer {
@@ -276,6 +333,7 @@ impl From<&Report> for JsonLayer {
             risks: layer.count_severity(Severity::Risk),
             leaks: layer.count_severity(Severity::Leak),
             notes: layer.count_severity(Severity::Note),
+            data: None,
         }
     }
 }
@@ -289,6 +347,8 @@ struct JsonFinding {
     structure: &'static str,
     offset: Option<u64>,
     block: Option<u32>,
+    guest_offset: Option<u64>,
+    guest_length: Option<u64>,
     what: String,
     means: &'static str,
     repair: &'static str,
@@ -303,6 +363,8 @@ impl JsonFinding {
             structure: finding.structure,
             offset: finding.offset,
             block: finding.block,
+            guest_offset: finding.guest.as_ref().map(|guest| guest.start),
+            guest_length: finding.guest.as_ref().map(|guest| guest.end - guest.start),
             what: finding.what.clone(),
             means: finding.code.means(),
             repair: finding.code.repair(),
@@ -321,13 +383,13 @@ fn json(checked: &Checked) -> Result<String, Failure> {
     let findings = |layer: &Report| -> Vec<JsonFinding> {
         layer.findings().iter().map(|finding| JsonFinding::new(&layer.path, finding)).collect()
     };
-    let chain = match checked {
-        Checked::File(_) => None,
-        Checked::Chain(chain) => Some(JsonChain {
-            layers: layers.iter().map(JsonLayer::from).collect(),
-            parent_candidates: chain.parent_candidates().iter().map(|path| name(path)).collect(),
-        }),
-    };
+    let mut coverage = checked.coverage().iter();
+    let mut json_layer =
+        |layer| JsonLayer { data: coverage.next().map(JsonData::from), ..JsonLayer::from(layer) };
+    let chain = checked.chain().map(|chain| JsonChain {
+        layers: layers.iter().map(&mut json_layer).collect(),
+        parent_candidates: chain.parent_candidates().iter().map(|path| name(path)).collect(),
+    });
     let json = JsonReport {
         schema: SCHEMA,
         filename: name(&report.path),

@@ -32,6 +32,7 @@ mod size;
 mod snapshot;
 mod status;
 mod upgrade;
+mod verify;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
@@ -48,7 +49,7 @@ struct Arguments {
 }
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done, 1 failed, 16 used wrongly, 32 cancelled; check and repair have those of fsck.
+Exit codes: 0 done, 1 failed, 16 used wrongly, 32 cancelled; check, repair and verify have those of fsck.
 Sizes: bytes, or with a binary suffix: 512M, 64G, 1T.";
 
 #[derive(Debug, Subcommand)]
@@ -64,6 +65,7 @@ enum Verb {
     Rebase(rebase::Rebase),
     Check(check::Check),
     Repair(repair::Repair),
+    Verify(verify::Verify),
     Snapshot(snapshot::Snapshot),
     Upgrade(upgrade::Upgrade),
     Serve(serve::Serve),
@@ -89,6 +91,7 @@ fn main() -> ExitCode {
         Verb::Rebase(rebase) => rebase.run(),
         Verb::Check(check) => return check.run(),
         Verb::Repair(repair) => return repair.run(),
+        Verb::Verify(verify) => return verify.run(),
         Verb::Snapshot(snapshot) => snapshot.run(),
         Verb::Upgrade(upgrade) => upgrade.run(),
         Verb::Serve(serve) => serve.run(),

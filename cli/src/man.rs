@@ -18,6 +18,7 @@ pub(crate) const VERBS: &[&str] = &[
     "rebase",
     "check",
     "repair",
+    "verify",
     "snapshot",
     "upgrade",
     "serve",

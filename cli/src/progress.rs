@@ -58,6 +58,7 @@ impl Reporter {
         let name = match progress.phase {
             Phase::Copy => "copy",
             Phase::Sync => "sync",
+            Phase::Verify => "verify",
         };
         match &mut self.show {
             Show::Nothing => {}

@@ -145,3 +145,53 @@ fn a_chain_is_checked_and_linked_again() {
     assert_eq!(bench.cowvhd(&["check", "--parent", "x.vhd", "vm.vhd"]).code, 16);
     assert_eq!(bench.cowvhd(&["repair", "-p", "--parent", "x.vhd", "vm.vhd"]).code, 16);
 }
+
+/// CRCs are written and told of; damage is told with its place, and exits with 4.
+#[test]
+fn data_is_verified() {
+    let bench = Bench::new();
+    bench.cowvhd(&["create", "vm.vhd", "64M"]).must_be(0);
+    let disk = cowvhd::OpenOptions::new().open(&bench.path("vm.vhd")).unwrap();
+    disk.write_at(&[7; 8192], 4 << 20).unwrap();
+    disk.close().unwrap();
+    bench.cowvhd(&["snapshot", "create", "vm.vhd", "one"]).must_be(0);
+    let said = bench.cowvhd(&["verify", "vm.vhd"]);
+    assert!(said.must_be(0).contains("\n  0 bytes of data proven, 2097152 not proven\n"), "{said:?}");
+    let said = bench.cowvhd(&["verify", "--seal", "--progress=json", "vm.vhd"]);
+    assert!(
+        said.must_be(0).starts_with("{\"phase\":\"verify\",\"done\":2097152,\"total\":2097152,"),
+        "{said:?}"
+    );
+    assert!(
+        said.stdout.contains("\n  2097152 bytes of data proven, 0 not proven, 1 pages of CRCs written\n"),
+        "{said:?}"
+    );
+    let said = bench.cowvhd(&["verify", "vm@one.vhd"]);
+    assert!(said.must_be(0).ends_with("vm@one.vhd: chain of 1 layer: in order\n"), "{said:?}");
+
+    let path = bench.path("vm@one.vhd");
+    let mut bytes = fs::read(&path).unwrap();
+    let at = (7 << 20) + 4096 + 4096 + 5;
+    bytes[at] = 0;
+    let modified = fs::metadata(&path).unwrap().modified().unwrap();
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, bytes).unwrap();
+    fs::File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
+    let said = bench.cowvhd(&["verify", "--json", "vm.vhd"]);
+    assert_eq!(said.code, 4, "{said:?}");
+    let json: Value = serde_json::from_str(&said.stdout).unwrap();
+    let finding = &json["findings"][0];
+    assert_eq!(finding["code"], "data-damaged");
+    assert_eq!(
+        (&finding["guest-offset"], &finding["guest-length"]),
+        (&Value::from((4 << 20) + 4096), &Value::from(4096))
+    );
+    assert_eq!(finding["offset"], (7 << 20) + 8192);
+    assert_eq!(json["layers"][1]["proven-bytes"], 2097152);
+    let document = include_str!("../../docs/tool.md");
+    for key in json["layers"][1].as_object().unwrap().keys().chain(finding.as_object().unwrap().keys()) {
+        assert!(document.contains(&format!("`{key}`")), "{key}");
+    }
+    assert_eq!(bench.cowvhd(&["verify", "none.vhd"]).code, 8);
+    assert_eq!(bench.cowvhd(&["verify", "--what", "vm.vhd"]).code, 16);
+}

@@ -73,7 +73,7 @@ struct BlockCheck<'a> {
 impl BlockCheck<'_> {
     fn find(&self, report: &mut Report, code: Code, structure: &'static str, offset: u64, what: String) {
         let block = Some(self.extent.block);
-        report.push(Finding { code, structure, offset: Some(offset), block, what });
+        report.push(Finding { code, structure, offset: Some(offset), block, guest: None, what });
     }
 
     /// Reads and judges the page of a block of ours; its bitmap goes into `bits`.

@@ -5,7 +5,7 @@
 //! walk ends at the root, or where it cannot go on.
 
 use super::code::{Code, Severity};
-use super::image::{self, Examined};
+use super::image::{self, Examined, Image};
 use super::report::{Finding, Report};
 use crate::chain::{self, MAX_DEPTH, ParentPolicy};
 use crate::disk::OpenOptions;
@@ -35,6 +35,10 @@ impl ChainReport {
     /// findings of the layer, except that the parent was not closed.
     pub fn layers(&self) -> &[Report] {
         &self.layers
+    }
+
+    pub(super) fn layers_mut(&mut self) -> &mut [Report] {
+        &mut self.layers
     }
 
     /// Where a parent was found that is not where the last of [`ChainReport::layers`] says.
@@ -67,6 +71,14 @@ impl ChainReport {
 /// Damage, and a parent that is missing, are in the report. An error means that the check could not be made, as of
 /// [`check`](super::check).
 pub fn check_chain(options: &OpenOptions, path: &Path) -> Result<ChainReport> {
+    walk(options, path, &mut |_, _, _, _| Ok(()))
+}
+
+/// Looks further at a layer: its report, its file and path, and the image, `None` of a fixed disk and of what cannot be read.
+pub(super) type Look<'a> = dyn FnMut(&mut Report, &Arc<dyn File>, &Path, Option<&Image>) -> Result<()> + 'a;
+
+/// Checks each layer and calls `look` with it, from the top down.
+pub(super) fn walk(options: &OpenOptions, path: &Path, look: &mut Look<'_>) -> Result<ChainReport> {
     let (vfs, policy) = (Arc::clone(&options.vfs), &options.policy);
     let file =
         vfs.open(path, Access::ReadOnly).map_err(|error| Error::io(path, "opening the image", error))?;
@@ -95,6 +107,7 @@ pub fn check_chain(options: &OpenOptions, path: &Path) -> Result<ChainReport> {
                 lineage: decision.superblock.map_or(Lineage::default(), |(superblock, _)| superblock.lineage),
             }
         });
+        look(&mut report, &file, &path, image.as_ref())?;
         drop(image);
         if let (Some(child), Some(above)) = (&child, walk.chain.layers.last_mut()) {
             let modified = Timestamp::from_unix_seconds(modified.seconds);
@@ -235,7 +248,7 @@ impl Walk<'_> {
 }
 
 fn about_parent(code: Code, what: String) -> Finding {
-    Finding { code, structure: "parent", offset: None, block: None, what }
+    Finding { code, structure: "parent", offset: None, block: None, guest: None, what }
 }
 
 /// Which disk a file is, whatever else is wrong with it.

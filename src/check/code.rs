@@ -213,6 +213,21 @@ codes! {
     Unreadable "unreadable" Corruption,
         "the medium refuses to read metadata; the blocks it describes cannot be read",
         "-y: it is written again if something else tells what it was";
+    DataDamaged "data-damaged" Corruption,
+        "what a guest reads there is not what was sealed: the medium, or another program, has changed it",
+        "nothing: put it back from a backup, or from the parent that is named if one still has it";
+    BitmapDamaged "bitmap-damaged" Corruption,
+        "which sectors the layer holds is not what was sealed: what it holds may be hidden, or show zeros",
+        "nothing";
+    CrcsDamaged "crcs-damaged" Risk,
+        "none is lost; damage to the data would not be noticed",
+        "nothing: `verify --seal` makes the page of CRCs again, from the data as it is now";
+    CrcsMissing "crcs-missing" Note,
+        "none is lost; damage to the data would not be noticed",
+        "nothing: `verify --seal` makes the CRCs that are missing";
+    StateDamaged "state-damaged" Corruption,
+        "the VM cannot be resumed from this snapshot; the disk is not concerned",
+        "nothing: put the file back from a backup";
 }
 
 impl fmt::Display for Code {

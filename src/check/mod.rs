@@ -8,13 +8,15 @@
 //! headers ──decide──▶ journal, replayed in memory ──▶ table ──▶ block pages ──▶ locators ──▶ unused space
 //! ```
 //!
-//! [`check_chain`] does the same with every layer of a disk, and compares them.
+//! [`check_chain`] does the same with every layer of a disk, and compares them. [`verify`] reads all data of sealed layers, too, and
+//! compares it with the CRCs that were written when they were sealed.
 //!
 //! docs/check.md lists all codes.
 
 mod blocks;
 mod chain;
 mod code;
+mod data;
 mod fixed;
 mod footer;
 mod headers;
@@ -25,11 +27,14 @@ mod report;
 mod slots;
 mod space;
 mod table;
+mod verify;
 
 pub use chain::{ChainReport, check_chain};
 pub use code::{Code, Severity};
+pub use data::Coverage;
 pub use repair::{Consent, Repair, Salvaged, Step, plan, relink, repair, salvage, undo};
 pub use report::{Finding, Report};
+pub use verify::{Verified, verify};
 
 use crate::error::{Error, Result};
 use crate::layer;

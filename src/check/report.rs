@@ -3,10 +3,13 @@
 use super::code::{Code, Severity};
 use crate::vhd::DiskType;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 
 /// So many findings of one code are kept.
 const KEPT_PER_CODE: u64 = 50;
+/// Of damaged data more: each is a place to look after.
+const KEPT_OF_DATA: u64 = 1000;
 
 /// One thing found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +22,8 @@ pub struct Finding {
     pub offset: Option<u64>,
     /// The block it concerns, if it is one.
     pub block: Option<u32>,
+    /// The bytes of the disk that it concerns, where that is known exactly.
+    pub guest: Option<Range<u64>>,
     /// What was found there.
     pub what: String,
 }
@@ -67,14 +72,23 @@ impl Report {
     }
 
     pub(super) fn add(&mut self, code: Code, structure: &'static str, offset: u64, what: impl Into<String>) {
-        self.push(Finding { code, structure, offset: Some(offset), block: None, what: what.into() });
+        let what = what.into();
+        self.push(Finding { code, structure, offset: Some(offset), block: None, guest: None, what });
     }
 
     pub(super) fn push(&mut self, finding: Finding) {
         let count = self.counts.entry(finding.code).or_default();
         *count += 1;
-        if *count <= KEPT_PER_CODE {
+        let kept = if finding.code == Code::DataDamaged { KEPT_OF_DATA } else { KEPT_PER_CODE };
+        if *count <= kept {
             self.findings.push(finding);
+        }
+    }
+
+    /// Counts findings that are not kept.
+    pub(super) fn count_more(&mut self, code: Code, count: u64) {
+        if count > 0 {
+            *self.counts.entry(code).or_default() += count;
         }
     }
 

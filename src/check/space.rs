@@ -1,6 +1,7 @@
 //! Space in the file that nothing uses: slots and gaps without a block, and what stands behind the last block.
 
 use super::code::Code;
+use super::data;
 use super::image::Image;
 use super::report::Report;
 use super::table::Extent;
@@ -42,7 +43,10 @@ pub(super) fn check(
         used_to = used_to.max(place.block_end(extent.entry));
     }
     let end = match image.inspection.decision.condition {
-        Condition::Clean => file_bytes.saturating_sub(Footer::SIZE as u64),
+        Condition::Clean => match data::room(image) {
+            Some(crcs) if crcs.offset >= used_to => crcs.offset,
+            _ => file_bytes.saturating_sub(Footer::SIZE as u64),
+        },
         _ => file_bytes.min(place.slots_end()),
     };
     match end.saturating_sub(used_to) {

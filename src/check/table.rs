@@ -32,6 +32,7 @@ pub(super) fn check(report: &mut Report, image: &mut Image) -> Vec<Extent> {
             structure: STRUCTURE,
             offset: Some(place.table_offset + u64::from(block) * vhd::bat::ENTRY_BYTES),
             block: Some(block),
+            guest: None,
             what,
         };
         if u64::from(block) >= blocks {
@@ -67,6 +68,7 @@ pub(super) fn check(report: &mut Report, image: &mut Image) -> Vec<Extent> {
                 structure: STRUCTURE,
                 offset: Some(place.table_offset + u64::from(block) * vhd::bat::ENTRY_BYTES),
                 block: Some(block),
+                guest: None,
                 what: format!("block {block} at offset {start} shares {shared} bytes with block {other}"),
             });
             bad.push(block);

@@ -51,16 +51,18 @@ impl Format {
     }
 }
 
-/// What a conversion is doing.
+/// What long work is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// Copying data.
     Copy,
     /// Making the new image durable.
     Sync,
+    /// Reading data and comparing it.
+    Verify,
 }
 
-/// How far a conversion has come.
+/// How far long work has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     /// What it is doing.

@@ -1,8 +1,9 @@
-//! Our private area, as bytes: superblock, journal entries and their records, block headers, where each
+//! Our private area, as bytes: superblock, journal entries and their records, block headers, CRCs of data, where each
 //! lies; and the manifest of a VM state, a file of its own.
 //! Pure: bytes in, typed structures out, and back. FORMAT.md describes every field; all integers are big-endian.
 
 mod block_header;
+mod data_crcs;
 mod entry;
 mod lineage;
 mod manifest;
@@ -11,6 +12,7 @@ mod registry;
 mod superblock;
 
 pub use block_header::BlockHeader;
+pub use data_crcs::{CRC_WORDS, CrcPage, DataCrcs, unit_word, words_per_block};
 pub use entry::{
     ENTRY_HEADER_BYTES, EntryHeader, EntryKind, Record, SessionId, Tail, parse_entry_header, parse_records,
     session_crc, write_entry, write_filler,

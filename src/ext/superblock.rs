@@ -3,6 +3,7 @@
 //! It says whether the journal holds anything, which session wrote it, and what the file looked like at the last clean
 //! close. The two copies are written in turn; the valid one with the higher sequence counts.
 
+use super::data_crcs::DataCrcs;
 use super::entry::{SessionId, Tail};
 use super::lineage::{FixedParent, Lineage, Name, SealId};
 use super::place::{MAX_COUNTER, PAGE_BYTES};
@@ -27,9 +28,11 @@ pub mod feature {
     pub const LINEAGE: u64 = 1 << 0;
     /// Read-only-compatible features this version knows.
     pub const KNOWN_READ_ONLY_COMPATIBLE: u64 = LINEAGE;
-    /// Compatible features this version knows: none so far. A writer clears all others: it writes the reserved bytes as
-    /// zeros, so what they stand for is gone.
-    pub const KNOWN_COMPATIBLE: u64 = 0;
+    /// The image has room for the CRCs of its data.
+    pub const DATA_CRCS: u64 = 1 << 0;
+    /// Compatible features this version knows. A writer clears all others: it writes the reserved bytes as zeros, so what they
+    /// stand for is gone.
+    pub const KNOWN_COMPATIBLE: u64 = DATA_CRCS;
 }
 
 /// Whether metadata may be behind the journal.
@@ -107,6 +110,8 @@ pub struct Superblock {
     pub fingerprint: Fingerprint,
     /// Its place in a chain.
     pub lineage: Lineage,
+    /// Of a sealed image: the room for the CRCs of its data.
+    pub data_crcs: DataCrcs,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
@@ -152,7 +157,9 @@ struct RawSuperblock {
     parent_modified_seconds: I64,
     parent_id: [u8; 16],
     manifest: [u8; 256],
-    reserved: [u8; 3220],
+    crcs_offset: U64,
+    crcs_pages: U32,
+    reserved: [u8; 3208],
     crc: U32,
 }
 
@@ -190,7 +197,9 @@ const _: () = {
     assert!(offset_of!(RawSuperblock, parent_modified_seconds) == 592);
     assert!(offset_of!(RawSuperblock, parent_id) == 600);
     assert!(offset_of!(RawSuperblock, manifest) == 616);
-    assert!(offset_of!(RawSuperblock, reserved) == 872);
+    assert!(offset_of!(RawSuperblock, crcs_offset) == 872);
+    assert!(offset_of!(RawSuperblock, crcs_pages) == 880);
+    assert!(offset_of!(RawSuperblock, reserved) == 884);
     assert!(offset_of!(RawSuperblock, crc) == CRC_OFFSET);
 };
 
@@ -296,6 +305,11 @@ impl Superblock {
                     },
                 },
             },
+            data_crcs: match raw.compatible.get() & feature::DATA_CRCS {
+                // Who does not know the feature has written since.
+                0 => DataCrcs::default(),
+                _ => DataCrcs { offset: raw.crcs_offset.get(), pages: raw.crcs_pages.get() },
+            },
         })
     }
 
@@ -311,13 +325,15 @@ impl Superblock {
         let has_lineage = self.lineage != Lineage::default();
         let read_only_compatible =
             self.read_only_compatible & !feature::LINEAGE | if has_lineage { feature::LINEAGE } else { 0 };
+        let compatible = self.compatible & !feature::DATA_CRCS
+            | if self.data_crcs.is_some() { feature::DATA_CRCS } else { 0 };
         let mut raw = RawSuperblock {
             magic: MAGIC,
             sequence: self.sequence.into(),
             disk_id: *self.disk_id.as_bytes(),
             incompatible: self.incompatible.into(),
             read_only_compatible: read_only_compatible.into(),
-            compatible: self.compatible.into(),
+            compatible: compatible.into(),
             state: match self.state {
                 State::Clean => STATE_CLEAN.into(),
                 State::Dirty => STATE_DIRTY.into(),
@@ -348,7 +364,9 @@ impl Superblock {
             parent_file_bytes: self.lineage.fixed_parent.file_bytes.into(),
             parent_modified_seconds: self.lineage.fixed_parent.modified.seconds.into(),
             parent_id: *self.lineage.parent_id.as_bytes(),
-            reserved: [0; 3220],
+            crcs_offset: self.data_crcs.offset.into(),
+            crcs_pages: self.data_crcs.pages.into(),
+            reserved: [0; 3208],
             crc: 0.into(),
         };
         raw.crc = crc32fast::hash(raw.as_bytes().get(..CRC_OFFSET).unwrap_or_default()).into();
@@ -398,6 +416,7 @@ mod tests {
                 modified: FileTime { seconds: 1_700_000_000, nanoseconds: 5 },
             },
             lineage: Lineage::default(),
+            data_crcs: DataCrcs::default(),
         }
     }
 
@@ -423,10 +442,16 @@ mod tests {
         }
     }
 
+    fn with_crcs() -> Superblock {
+        let data_crcs = DataCrcs { offset: 0x90_0000, pages: 2 };
+        Superblock { compatible: feature::DATA_CRCS, data_crcs, ..sealed() }
+    }
+
     #[test]
     fn what_is_written_is_read_back() {
         assert_eq!(Superblock::parse(&sample().to_bytes()), Ok(sample()));
         assert_eq!(Superblock::parse(&sealed().to_bytes()), Ok(sealed()));
+        assert_eq!(Superblock::parse(&with_crcs().to_bytes()), Ok(with_crcs()));
     }
 
     #[test]
@@ -552,5 +577,25 @@ mod tests {
         assert!(bytes[616..].starts_with(b"vm@before-upgrade.vmstate\0"));
         assert!(bytes[872..CRC_OFFSET].iter().all(|&b| b == 0));
         assert_eq!(bytes[CRC_OFFSET..], [0xe4, 0x8a, 0x2d, 0x13]);
+    }
+
+    /// The golden vector of FORMAT.md of an image with room for CRCs.
+    #[test]
+    fn golden_vector_of_data_crcs() {
+        let bytes = with_crcs().to_bytes();
+        assert_eq!(bytes[48..56], [0, 0, 0, 0, 0, 0, 0, 1]);
+        assert_eq!(bytes[872..884], [0, 0, 0, 0, 0, 0x90, 0, 0, 0, 0, 0, 2]);
+        assert!(bytes[884..CRC_OFFSET].iter().all(|&b| b == 0));
+        assert_eq!(bytes[CRC_OFFSET..], [0x85, 0x5c, 0x42, 0xb0]);
+    }
+
+    /// A writer that does not know the feature clears its bit: what the fields say then is not so.
+    #[test]
+    fn without_their_bit_the_crcs_are_not_there() {
+        let mut bytes = with_crcs().to_bytes();
+        bytes[48..56].fill(0);
+        let crc = crc32fast::hash(&bytes[..CRC_OFFSET]);
+        bytes[CRC_OFFSET..].copy_from_slice(&crc.to_be_bytes());
+        assert_eq!(Superblock::parse(&bytes).unwrap().data_crcs, DataCrcs::default());
     }
 }

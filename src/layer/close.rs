@@ -2,7 +2,8 @@
 //! end footer · superblock(clean, fingerprint) · normal cookie; last the modification time that the fingerprint names.
 //!
 //! Sealing is the same with the seal in the superblock, which is then written to both places, so that the loss of neither
-//! unseals the image; the ring is punched before the cookie, and the file's permission to be written goes.
+//! unseals the image; the ring is punched before the cookie, and the file's permission to be written goes. Between the last slot and
+//! the end footer of a sealed image room is left, a hole, for the CRCs of its data.
 
 use super::Layer;
 use super::open::write_header;
@@ -11,10 +12,10 @@ use super::session::{Session, SessionCore};
 use super::table::{Survey, entries_crc};
 use crate::defect::{self, Defect};
 use crate::error::{Error, Result};
-use crate::ext::{Fingerprint, Lineage, SessionId, State, Superblock};
+use crate::ext::{DataCrcs, Fingerprint, Lineage, SessionId, State, Superblock};
 use crate::journal::Failure;
 use crate::vfs::{Access, FileExt, FileTime};
-use crate::vhd::HeaderCookie;
+use crate::vhd::{self, HeaderCookie};
 
 impl Layer {
     /// Closes the image cleanly, so that every VHD tool can open it. Waits for calls under way; later ones fail. Closing
@@ -116,9 +117,16 @@ impl Layer {
         }
         let file = &*self.file;
         let failed = |operation| move |error| Failure { operation, error, fatal: false };
-        let (end, file_bytes) = (self.place.slot_offset(fresh), self.place.file_bytes(fresh));
+        let data_crcs = self.room_for_crcs(core.journal.table(), fresh, &lineage);
+        let end = self.place.slot_offset(fresh) + data_crcs.bytes();
+        let file_bytes = self.place.file_bytes(fresh) + data_crcs.bytes();
 
-        file.set_len(file_bytes).map_err(failed("cutting the file behind its last block"))?;
+        let cutting = "cutting the file behind its last block";
+        if data_crcs.is_some() {
+            // What was there of slots that were never used must not look like CRCs.
+            file.set_len(data_crcs.offset).map_err(failed(cutting))?;
+        }
+        file.set_len(file_bytes).map_err(failed(cutting))?;
         session.allocator.lock().set_file_bytes(file_bytes);
         let footer = core.headers.0.to_bytes();
         file.write_all_at(&footer, end).map_err(failed("writing the footer"))?;
@@ -140,6 +148,7 @@ impl Layer {
             next_allocation: session.allocator.lock().next_allocation(),
             fingerprint,
             lineage,
+            data_crcs,
             ..dirty
         };
         if let Err(error) = core.superblocks.write_next(file) {
@@ -155,5 +164,13 @@ impl Layer {
                 .map_err(failed("writing the dynamic header"))?;
             file.set_modified(modified).map_err(failed("setting the modification time"))
         }
+    }
+    /// The room that the CRCs of a sealed image's data need.
+    fn room_for_crcs(&self, table: &[u32], fresh: u64, lineage: &Lineage) -> DataCrcs {
+        if !lineage.is_sealed() {
+            return DataCrcs::default();
+        }
+        let blocks = table.iter().filter(|&&entry| entry != vhd::UNALLOCATED).count() as u64;
+        DataCrcs::new(&self.place, blocks, self.place.slot_offset(fresh))
     }
 }

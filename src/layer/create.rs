@@ -7,8 +7,8 @@ use super::open::Opening;
 use super::table::entries_crc;
 use crate::error::{Error, FormatError, Result};
 use crate::ext::{
-    BAT_ROOM_BYTES, Fingerprint, FixedParent, HEADER_BACKUP_OFFSET, LOCATORS_OFFSET, Lineage, PAGE_BYTES,
-    Placement, SUPERBLOCK_OFFSETS, SealId, SessionId, State, Superblock, Tail,
+    BAT_ROOM_BYTES, DataCrcs, Fingerprint, FixedParent, HEADER_BACKUP_OFFSET, LOCATORS_OFFSET, Lineage,
+    PAGE_BYTES, Placement, SUPERBLOCK_OFFSETS, SealId, SessionId, State, Superblock, Tail,
 };
 use crate::sync::Arc;
 use crate::vfs::{Access, File, FileExt, FileTime, Vfs};
@@ -223,6 +223,7 @@ fn write_image(
             modified: now,
         },
         lineage: parameters.lineage(),
+        data_crcs: DataCrcs::default(),
     };
     let second = Superblock { sequence: 2, ..superblock };
     let table = vec![0xff; vhd::bat_bytes(place.table_entries).next_multiple_of(PAGE_BYTES) as usize];

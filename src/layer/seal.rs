@@ -11,7 +11,7 @@ use super::open::{Opening, write_header};
 use super::session::Superblocks;
 use crate::defect::{self, Defect};
 use crate::error::{Error, Result};
-use crate::ext::{Lineage, Name, Placement, SealId};
+use crate::ext::{DataCrcs, Lineage, Name, Placement, SealId};
 use crate::journal::zero_range;
 use crate::sync::Arc;
 use crate::vfs::{Access, File, FileExt, FileTime, Vfs};
@@ -161,6 +161,7 @@ pub(crate) fn unseal(vfs: Arc<dyn Vfs>, file: Arc<dyn File>, path: &Path) -> Res
     lineage.seal_id = SealId::default();
     lineage.leaf_name = Name::default();
     (lineage.state_digest, lineage.manifest) = Default::default();
+    superblocks.current.data_crcs = DataCrcs::default();
     let (file, modified) = (&*opening.file, superblocks.current.fingerprint.modified);
     // As far as the file system knows permissions.
     let _ = file.set_read_only(false);

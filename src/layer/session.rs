@@ -6,7 +6,7 @@ use super::flush::FlushGate;
 use super::headers::HeaderPair;
 use super::holes::Holes;
 use crate::error::{Error, Result};
-use crate::ext::{MAX_COUNTER, Placement, SessionId, State, Superblock, Tail, feature};
+use crate::ext::{DataCrcs, MAX_COUNTER, Placement, SessionId, State, Superblock, Tail, feature};
 use crate::journal::{Failure, Journal};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::vfs::File;
@@ -199,6 +199,8 @@ impl Superblocks {
             meta_tail: Tail::FIRST,
             data_tail: Tail::FIRST,
             next_allocation: next_allocation.saturating_add(ALLOCATIONS_OF_A_SESSION).min(MAX_COUNTER),
+            // Slots may come to lie where they stood.
+            data_crcs: DataCrcs::default(),
             ..self.current
         };
         self.write_next(file)?;

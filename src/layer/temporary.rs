@@ -24,7 +24,7 @@ use super::table::{self, Survey};
 use crate::defect::{self, Defect};
 use crate::error::{Error, Result};
 use crate::ext::{
-    FIRST_TABLE_PAGE_OFFSET, Fingerprint, LAST_TABLE_PAGE_OFFSET, Lineage, PAGE_BYTES, Placement,
+    DataCrcs, FIRST_TABLE_PAGE_OFFSET, Fingerprint, LAST_TABLE_PAGE_OFFSET, Lineage, PAGE_BYTES, Placement,
     SUPERBLOCK_OFFSETS, SessionId, State, Superblock, TEMPORARY_HEAD_BYTES, Tail, Temporary, feature,
 };
 use crate::journal::{Failure, write_zeros};
@@ -124,6 +124,7 @@ impl Opening {
             slot_origin: place.slot_origin,
             fingerprint: Fingerprint::default(),
             lineage: Lineage::default(),
+            data_crcs: DataCrcs::default(),
         };
         let written = self.write_journal(&place, &temporary, &superblock, &table).and_then(|()| {
             match defect::active(Defect::MarkBeforeJournal) {

@@ -7,7 +7,7 @@ use crate::check::report::Report;
 use crate::check::slots;
 use crate::error::{Error, Result};
 use crate::ext::{
-    BAT_ROOM_BYTES, Fingerprint, HEADER_BACKUP_OFFSET, Lineage, PAGE_BYTES, Placement, RING_OFFSET,
+    BAT_ROOM_BYTES, DataCrcs, Fingerprint, HEADER_BACKUP_OFFSET, Lineage, PAGE_BYTES, Placement, RING_OFFSET,
     SUPERBLOCK_OFFSETS, SessionId, State, Superblock, Tail,
 };
 use crate::layer::{self, Condition, Foreign, Headers, MAX_RING_BYTES, MIN_RING_BYTES};
@@ -105,6 +105,7 @@ fn new_superblocks(
         },
         // Nothing else tells of a seal. The children of a sealed image name its seal, and so find that it is lost.
         lineage: Lineage::default(),
+        data_crcs: DataCrcs::default(),
     };
     let second = Superblock { sequence: 2, ..superblock };
     let backup = layer::pair_bytes(footer, &normal);
