@@ -1,6 +1,6 @@
 //! `cowvhd serve`: gives a disk to virtual machines over NBD until it is told to end.
 
-use crate::control::{self, Control, Served};
+use crate::control::{self, Control, CrcWriter, Served};
 use crate::failure::Failure;
 use crate::io_log::IoLog;
 use crate::output;
@@ -154,6 +154,8 @@ impl Serve {
             disk: Arc::clone(disk),
             nbd: Uri(server.local_address()).to_string(),
             server: server.shutdown_handle(),
+            crcs: CrcWriter::start()
+                .map_err(|error| Failure::new(format!("cannot start a thread: {error}")))?,
         };
         let path = self.control.clone().unwrap_or_else(|| control::socket_of(&self.file));
         match Control::start(&path, served) {

@@ -129,3 +129,18 @@ fn a_disk_deep_down_is_served_without() {
     bench.cowvhd(&["status", &deep]).must_say(1, &["no server"]);
     serving.terminate();
 }
+
+/// The server writes CRCs for the data of a snapshot that it took; a small one's also if it ends at once.
+#[test]
+fn snapshots_of_a_server_get_crcs() {
+    let bench = Bench::new();
+    bench.cowvhd(&["create", "vm.vhd", "64M"]).must_be(0);
+    let disk = cowvhd::OpenOptions::new().open(&bench.path("vm.vhd")).unwrap();
+    disk.write_at(&[7; 8192], 4 << 20).unwrap();
+    disk.close().unwrap();
+    let serving = bench.serve(&["vm.vhd"]);
+    bench.cowvhd(&["snapshot", "create", "vm.vhd", "one"]).must_be(0);
+    serving.terminate();
+    let said = bench.cowvhd(&["verify", "vm@one.vhd"]);
+    assert!(said.must_be(0).contains("\n  2097152 bytes of data proven, 0 not proven\n"), "{said:?}");
+}

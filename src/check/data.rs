@@ -122,6 +122,7 @@ pub(super) struct Sealed<'a> {
     blocks: Vec<(u32, u32)>,
     /// The file for writing, where pages that are missing are to be written.
     writable: Option<Arc<dyn File>>,
+    threads: usize,
 }
 
 /// What was found.
@@ -149,7 +150,18 @@ impl<'a> Sealed<'a> {
         let blocks = (0..).zip(image.entries.iter().copied()).filter(|&(_, entry)| entry != vhd::UNALLOCATED);
         let blocks: Vec<(u32, u32)> = blocks.collect();
         let needed = DataCrcs::new(image.place(), blocks.len() as u64, crcs.offset);
-        (needed == crcs).then_some(Sealed { vfs, file, path, image, seal_id, crcs, blocks, writable: None })
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        (needed == crcs).then_some(Sealed {
+            vfs,
+            file,
+            path,
+            image,
+            seal_id,
+            crcs,
+            blocks,
+            writable: None,
+            threads,
+        })
     }
 
     /// From now on pages that are missing are written.
@@ -162,6 +174,11 @@ impl<'a> Sealed<'a> {
             return Err(Error::Unsupported { path: self.path.to_path_buf(), what });
         }
         Ok(Sealed { writable: Some(file), ..self })
+    }
+
+    /// No more threads than one read.
+    pub(super) fn with_one_thread(self) -> Self {
+        Sealed { threads: 1, ..self }
     }
 
     /// Bytes of data in its blocks.
@@ -304,7 +321,7 @@ impl<'a> Sealed<'a> {
                 *result.lock() = self.read_block(block, &mut buffer);
             }
         };
-        let threads = thread::available_parallelism().map_or(1, usize::from).min(blocks.len());
+        let threads = self.threads.min(blocks.len());
         if threads <= 1 {
             run();
         } else {

@@ -34,7 +34,7 @@ pub use code::{Code, Severity};
 pub use data::Coverage;
 pub use repair::{Consent, Repair, Salvaged, Step, plan, relink, repair, salvage, undo};
 pub use report::{Finding, Report};
-pub use verify::{Verified, verify};
+pub use verify::{Verified, verify, write_crcs};
 
 use crate::error::{Error, Result};
 use crate::layer;

@@ -4,13 +4,14 @@
 use super::chain::{self, ChainReport};
 use super::code::Code;
 use super::data::{self, Coverage, Damage, Sealed};
-use super::image::Image;
+use super::image::{self, Examined, Image};
 use super::report::{Finding, Report};
 use crate::disk::OpenOptions;
 use crate::error::{Error, Result};
+use crate::layer::lock;
 use crate::state::{Digest, StateNames, VmState};
 use crate::sync::Arc;
-use crate::vfs::{File, Vfs};
+use crate::vfs::{Access, File, Vfs};
 use crate::vhd::DiskType;
 use std::ffi::OsStr;
 use std::ops::ControlFlow;
@@ -72,6 +73,26 @@ pub fn verify(
         damages.iter().for_each(|damage| report.push(damage.finding(*size)));
     }
     Ok(Verified { chain, coverage })
+}
+
+/// Writes the CRCs that the sealed image at `path` lacks, durably, with one thread: for whoever took a snapshot, and has something
+/// better to do. Nothing is done where it has no room for any. `progress` as in [`verify`]. Damage that comes to light is not told.
+pub fn write_crcs(
+    vfs: Arc<dyn Vfs>,
+    path: &Path,
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<Coverage> {
+    let file =
+        vfs.open(path, Access::ReadOnly).map_err(|error| Error::io(path, "opening the image", error))?;
+    lock(&*file, path, Access::ReadOnly)?;
+    let Examined { mut report, image } = image::examine(Arc::clone(&vfs), Arc::clone(&file), path)?;
+    let sealed = image.as_ref().and_then(|image| Sealed::new(&vfs, &*file, path, image));
+    match sealed {
+        None => Ok(Coverage::default()),
+        Some(sealed) => {
+            Ok(sealed.with_one_thread().write_missing()?.compare(&mut report, progress)?.coverage)
+        }
+    }
 }
 
 /// Verifies one layer; what is found goes into its report, but for the damaged data.

@@ -4,10 +4,12 @@
 //! the contract.
 
 mod client;
+mod crcs;
 mod protocol;
 mod server;
 
 pub(crate) use client::Client;
+pub(crate) use crcs::CrcWriter;
 pub(crate) use protocol::{Request, Status};
 pub(crate) use server::{Control, Served};
 

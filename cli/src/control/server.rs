@@ -3,6 +3,7 @@
 //! Requests are done one after the other, whoever asks. The end waits for the one that is being done, so that the disk is not
 //! closed under it.
 
+use super::crcs::CrcWriter;
 use super::protocol::{Answer, Request, Status, receive, send};
 use crate::failure::{Code, Failure};
 use crate::snapshot;
@@ -27,6 +28,7 @@ pub(crate) struct Served {
     pub(crate) disk: Arc<Disk>,
     pub(crate) nbd: String,
     pub(crate) server: ShutdownHandle,
+    pub(crate) crcs: CrcWriter,
 }
 
 /// Answers requests until it is dropped.
@@ -124,6 +126,7 @@ impl Served {
             Request::Status {} => serde_json::to_value(self.status()),
             Request::SnapshotCreate { name, state } => {
                 let paths = snapshot::take(&[&self.disk], &SnapshotName::new(&name)?, &state)?;
+                paths.iter().for_each(|path| self.crcs.add(path.clone()));
                 serde_json::to_value(json!({"snapshot": paths.first()}))
             }
         };
