@@ -23,7 +23,7 @@ pub(crate) const SCHEMA: u32 = 1;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Check {
     /// The disk's file.
-    pub(crate) file: PathBuf,
+    file: PathBuf,
     /// Checks all of its parents, too, each against the one over it.
     #[arg(long)]
     chain: bool,
@@ -56,6 +56,12 @@ pub(crate) mod exit {
 }
 
 impl Check {
+    /// A check of one file, with fsck's exit codes.
+    pub(crate) fn of(file: PathBuf) -> Self {
+        let (chain, json, strict) = (false, false, false);
+        Check { file, chain, parents: Parents::default(), json, strict, exit_code: ExitStyle::Fsck }
+    }
+
     pub(crate) fn run(&self) -> ExitCode {
         if !self.chain && !self.parents.are_default() {
             output::say("--parent and --allow-parents-in need --chain");

@@ -12,6 +12,7 @@ mod create;
 mod diff;
 mod export_delta;
 mod failure;
+mod fsck;
 #[cfg(feature = "test-faults")]
 mod ignore_flush;
 mod info;
@@ -75,6 +76,12 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
+    if fsck::Fsck::is_called(std::env::args_os().next().as_deref()) {
+        return match fsck::Fsck::try_parse() {
+            Ok(fsck) => fsck.run(),
+            Err(error) => refuse(&error),
+        };
+    }
     let verb = match Arguments::try_parse() {
         Ok(arguments) => arguments.verb,
         Err(error) => return refuse(&error),
@@ -131,6 +138,7 @@ mod tests {
     #[test]
     fn the_command_line_contradicts_itself_nowhere() {
         Arguments::command().debug_assert();
+        fsck::Fsck::command().debug_assert();
     }
 
     #[test]

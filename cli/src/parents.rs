@@ -4,7 +4,7 @@ use cowvhd::OpenOptions;
 use std::path::{Path, PathBuf};
 
 /// Parents of a differencing disk. Without these they have to lie in the disk's own folder or below it.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub(crate) struct Parents {
     /// Takes this file for the disk's parent, wherever the disk says it is; it still has to be the right one.
     #[arg(long, value_name = "FILE")]

@@ -62,6 +62,23 @@ enum Agreed {
 }
 
 impl Repair {
+    /// A repair of one file, as far as is agreed to; without, it asks where it can.
+    pub(crate) fn of(file: PathBuf, consent: Option<Consent>) -> Self {
+        Repair {
+            file,
+            none: false,
+            preen: consent == Some(Consent::Safe),
+            yes: consent == Some(Consent::All),
+            undo: None,
+            undo_apply: None,
+            force: false,
+            salvage: None,
+            relink: false,
+            parents: Parents::default(),
+            json: false,
+        }
+    }
+
     pub(crate) fn run(&self) -> ExitCode {
         if !self.relink && !self.parents.are_default() {
             output::say("--parent and --allow-parents-in need --relink");

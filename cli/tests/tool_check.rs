@@ -6,7 +6,7 @@ mod tool_support;
 
 use serde_json::Value;
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, symlink};
 use tool_support::Bench;
 
 fn damaged(offset: u64, bytes: &[u8]) -> Bench {
@@ -194,4 +194,136 @@ fn data_is_verified() {
     }
     assert_eq!(bench.cowvhd(&["verify", "none.vhd"]).code, 8);
     assert_eq!(bench.cowvhd(&["verify", "--what", "vm.vhd"]).code, 16);
+}
+
+/// By the name fsck.vhd, with fsck's options.
+#[test]
+fn fsck_finds_a_checker_of_its_kind() {
+    let bench = damaged(12288, &[0; 512]);
+    symlink(env!("CARGO_BIN_EXE_cowvhd"), bench.path("fsck.vhd")).unwrap();
+    let fsck = |arguments: &[&str]| bench.run("./fsck.vhd", arguments);
+    let before = fs::read(bench.path("vm.vhd")).unwrap();
+    // There is nobody to ask.
+    for arguments in [&["vm.vhd"][..], &["-n", "vm.vhd"], &["-n", "-f", "vm.vhd"], &["-r", "vm.vhd"]] {
+        let said = fsck(arguments);
+        assert!(
+            said.code == 4 && said.stdout.starts_with("risk: backup-damaged: "),
+            "{arguments:?} {said:?}"
+        );
+        assert!(fs::read(bench.path("vm.vhd")).unwrap() == before && !bench.exists("vm.vhd.undo"));
+    }
+    for flag in ["-a", "-p", "-y"] {
+        let said = fsck(&[flag, "-f", "-C", "0", "vm.vhd"]);
+        assert!(said.code == 1 && said.stdout.contains("\nsaved in vm.vhd.undo\n"), "{flag} {said:?}");
+        assert_eq!(fsck(&[flag, "vm.vhd"]).code, 0);
+        assert_eq!(fsck(&["-n", "vm.vhd"]).code, 0);
+        bench.cowvhd(&["repair", "--undo-apply", "vm.vhd.undo", "vm.vhd"]).must_be(0);
+        fs::remove_file(bench.path("vm.vhd.undo")).unwrap();
+        assert!(fs::read(bench.path("vm.vhd")).unwrap() == before);
+    }
+    // What only -y does, -a leaves.
+    assert_eq!(fsck(&["-a", "vm.vhd"]).code, 1);
+    fs::File::options()
+        .write(true)
+        .open(bench.path("vm.vhd"))
+        .unwrap()
+        .write_all_at(&[0; 8192], 4096)
+        .unwrap();
+    assert_eq!(fsck(&["-a", "vm.vhd"]).code, 4);
+    assert_eq!(fsck(&["-y", "vm.vhd"]).code, 1);
+    for (arguments, code) in [
+        (&["-n", "none.vhd"][..], 8),
+        (&["-a", "none.vhd"], 8),
+        (&["-a", "-n", "vm.vhd"], 16),
+        (&[], 16),
+        (&["-x"], 16),
+    ] {
+        assert_eq!(fsck(arguments).code, code, "{arguments:?}");
+    }
+    let help = fsck(&["--help"]);
+    assert!(help.code == 0 && help.stdout.contains("fsck.vhd"), "{help:?}");
+    // As fsck(8) calls it.
+    let path =
+        std::env::join_paths([bench.path("").as_os_str(), "/usr/bin".as_ref(), "/bin".as_ref()]).unwrap();
+    let fsck = bench
+        .command("/usr/sbin/fsck")
+        .env("PATH", path)
+        .args(["-t", "vhd", "-a", "vm.vhd"])
+        .output()
+        .unwrap();
+    assert_eq!(fsck.status.code(), Some(0), "{fsck:?}");
+}
+
+/// The same states of a disk give the codes that `qemu-img check` gives for a qcow2 image.
+#[test]
+fn exit_codes_are_those_of_qemu_img() {
+    const CLUSTER: u64 = 64 << 10;
+    let bench = Bench::new();
+    let qemu = |file: &str, format: &str| bench.run("qemu-img", &["check", "-f", format, file]).code;
+    let ours = |file: &str| bench.cowvhd(&["check", "--exit-code=qemu", file]).code;
+    let patch = |file: &str, bytes: &[u8], at: u64| {
+        let file = fs::File::options().write(true).open(bench.path(file)).unwrap();
+        file.write_all_at(bytes, at).unwrap();
+    };
+    let u64_at = |file: &str, at: u64| {
+        let mut bytes = [0; 8];
+        fs::File::open(bench.path(file)).unwrap().read_exact_at(&mut bytes, at).unwrap();
+        u64::from_be_bytes(bytes)
+    };
+    for (file, format) in [("a.qcow2", "qcow2"), ("a.vhd", "vpc")] {
+        assert_eq!(bench.run("qemu-img", &["create", "-f", format, file, "64M"]).code, 0);
+        let io = |command: &str| bench.run("qemu-io", &["-f", format, "-c", command, file]).code;
+        assert_eq!((io("write -P 1 0 64k"), io("write -P 2 8M 64k")), (0, 0));
+    }
+    let refcounts = u64_at("a.qcow2", u64_at("a.qcow2", 48));
+    let table = u64_at("a.vhd", 512 + 16);
+    let in_order = (qemu("a.qcow2", "qcow2"), ours("a.vhd"));
+
+    let copy = |from: &str, to: &str| fs::copy(bench.path(from), bench.path(to)).map(drop).unwrap();
+    // Space that nothing uses: a cluster that only its count knows; a block without an entry.
+    copy("a.qcow2", "leak.qcow2");
+    let end = fs::metadata(bench.path("leak.qcow2")).unwrap().len().next_multiple_of(CLUSTER);
+    fs::File::options().write(true).open(bench.path("leak.qcow2")).unwrap().set_len(end + CLUSTER).unwrap();
+    patch("leak.qcow2", &[0, 1], refcounts + end / CLUSTER * 2);
+    copy("a.vhd", "leak.vhd");
+    patch("leak.vhd", &[0xff; 4], table + 4 * 4);
+    let leak = (qemu("leak.qcow2", "qcow2"), ours("leak.vhd"));
+
+    // A cluster in use that is not counted; two blocks in one place.
+    copy("a.qcow2", "bad.qcow2");
+    patch("bad.qcow2", &[0, 0], refcounts);
+    copy("a.vhd", "bad.vhd");
+    let first = u64_at("a.vhd", table).to_be_bytes();
+    patch("bad.vhd", &first[..4], table + 4);
+    let corrupt = (qemu("bad.qcow2", "qcow2"), ours("bad.vhd"));
+
+    // Damage beside a leak.
+    fs::File::options()
+        .write(true)
+        .open(bench.path("leak.qcow2"))
+        .unwrap()
+        .write_all_at(&[0, 0], refcounts)
+        .unwrap();
+    patch("leak.vhd", &[0, 0, 0, 1], table + 4);
+    let both = (qemu("leak.qcow2", "qcow2"), ours("leak.vhd"));
+
+    // No such file; a format, or a version, that cannot be checked.
+    let missing = (qemu("none.qcow2", "qcow2"), ours("none.vhd"));
+    bench.cowvhd(&["create", "newer.vhd", "64M"]).must_be(0);
+    let mut page = vec![0; 4096];
+    fs::File::open(bench.path("newer.vhd")).unwrap().read_exact_at(&mut page, 4096).unwrap();
+    page[39] = 0x40;
+    let crc = crc32(&page[..4092]);
+    page[4092..].copy_from_slice(&crc.to_be_bytes());
+    patch("newer.vhd", &page, 4096);
+    let unsupported = (qemu("newer.vhd", "raw"), ours("newer.vhd"));
+
+    let pairs = [in_order, leak, corrupt, both, missing, unsupported];
+    assert_eq!(pairs, [(0, 0), (3, 3), (2, 2), (2, 2), (1, 1), (63, 63)]);
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg()))
+    })
 }
