@@ -176,13 +176,3 @@ fn a_revert_is_whole_or_not_at_all() {
         assert!(old > 0 && new > 0, "{old} states before, {new} after");
     }
 }
-
-/// Random lives of a disk: writes, discards, snapshots, going back, clones, kills and closes, against what it should hold.
-/// `COWVHD_LIVES` says how many.
-#[test]
-fn random_lives_agree_with_the_model() {
-    let lives = std::env::var("COWVHD_LIVES").ok().and_then(|lives| lives.parse().ok()).unwrap_or(400);
-    for seed in 0..lives {
-        support::live(seed).unwrap_or_else(|what| panic!("seed {seed}: {what}"));
-    }
-}
