@@ -95,6 +95,8 @@ defects! {
     HeadersBeforeFirstPage,
     /// An upgrade replaces the headers before the private area is durable.
     UpgradeWithoutSync,
+    /// An upgrade leaves the parent locators where it wipes the file, until the new headers count.
+    UpgradeKeepsLocators,
     /// Entries count without a right CRC.
     EntryCrcUnchecked,
     /// A leaf that is sealed for a VM state gives its name away whether the state was committed or not.

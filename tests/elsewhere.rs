@@ -13,7 +13,7 @@ use cowvhd::vfs::HostVfs;
 use cowvhd::vhd::{
     DiskType, DynamicHeader, Footer, ParentLocator, PlatformCode, Timestamp, UniqueId, bat_bytes,
 };
-use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions};
+use cowvhd::{CreateOptions, Disk, DiskInfo, ErrorKind, JournalState, OpenOptions, upgrade};
 use qemu::{qemu_img, qemu_io};
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -324,7 +324,12 @@ fn a_differencing_disk_made_elsewhere() {
     drop(file);
 
     let mut model = Model { dir, path, content };
-    for session in 0..3 {
+    for session in 0..5 {
+        if session == 3 {
+            // Its payload gets a place of its own.
+            assert!(upgrade(Arc::new(HostVfs), &model.path).unwrap());
+            assert_eq!(DiskInfo::read(&model.path).unwrap().journal, JournalState::Clean);
+        }
         let disk = open(&model.path);
         model.check_disk(&disk);
         model.some_writes(&disk, session);
@@ -332,7 +337,7 @@ fn a_differencing_disk_made_elsewhere() {
         model.write(&disk, 6 * BLOCK, BLOCK, 0);
         disk.flush().unwrap();
         model.check_disk(&disk);
-        if session == 1 {
+        if session == 1 || session == 3 {
             drop(disk);
             model.check_disk(&open_read_only(&model.path));
             open(&model.path).close().unwrap();
@@ -348,4 +353,5 @@ fn a_differencing_disk_made_elsewhere() {
         assert!(theirs == model.content);
         assert!(check(Arc::new(HostVfs), &model.path).unwrap().is_sound());
     }
+    assert!(!upgrade(Arc::new(HostVfs), &model.path).unwrap());
 }

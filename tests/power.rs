@@ -25,10 +25,10 @@ mod summary;
 
 use campaign::{Case, PLANS, Weather, Wrong};
 use cowvhd::defect::{self, Defect};
-use cowvhd::sim::{Bounds, SimVfs};
+use cowvhd::sim::{Bounds, History, SimVfs};
 use cowvhd::vfs::Vfs;
 use cowvhd::{CreateOptions, OpenOptions};
-use crash::{ALIGNED, Explorer, Workload};
+use crash::{ALIGNED, Explorer, FOREIGN_CHILD, PATH, Segment, Workload, create};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -160,6 +160,19 @@ fn lost_start(seed: u64, _: &Bounds) -> Result<u64, String> {
     explorer.explore_lost_starts(&workload.finish(), seed, 16).map(|()| explorer.states)
 }
 
+/// An upgrade of a differencing image that another program made.
+fn upgraded_child(seed: u64, bounds: &Bounds) -> Result<u64, String> {
+    let vfs = SimVfs::new(seed);
+    let mut history = History::default();
+    create(&vfs, FOREIGN_CHILD, seed, &mut history);
+    vfs.record(true);
+    cowvhd::upgrade(Arc::new(vfs.clone()), Path::new(PATH)).map_err(|error| error.to_string())?;
+    let points = vfs.take_crash_points();
+    let mut explorer = Explorer::new(FOREIGN_CHILD);
+    let explored = explorer.explore(&[Segment { history, points }], seed, bounds);
+    explored.map(|()| explorer.states).map_err(|failure| failure.to_string())
+}
+
 /// The operation on a chain that a defect is in, if it is in one.
 fn chain_operation(defect: Defect) -> Option<ChainOperation> {
     match defect {
@@ -170,6 +183,7 @@ fn chain_operation(defect: Defect) -> Option<ChainOperation> {
         Defect::OpenLayerHasNoEnd => Some(chain_ops::deleted_running),
         Defect::LiveSlotIsHandedOut | Defect::GuestWritesToMetadata => Some(new_blocks),
         Defect::HeadersBeforeFirstPage => Some(lost_start),
+        Defect::UpgradeKeepsLocators => Some(upgraded_child),
         Defect::MergeForgetsShortLayers | Defect::MergeOverwrites => Some(chain_ops::merged),
         _ => None,
     }

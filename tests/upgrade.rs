@@ -13,14 +13,18 @@ mod qemu;
 mod strict_vhd;
 
 use cowvhd::check::{Severity, check};
-use cowvhd::sim::{Bounds, History, Rng, SimVfs};
+use cowvhd::sim::{Bounds, History, SimVfs};
 use cowvhd::vfs::{HostVfs, Vfs};
+use cowvhd::vhd::{DynamicHeader, ParentLocator, PlatformCode};
 use cowvhd::{CreateOptions, DiskInfo, ErrorKind, JournalState, OpenOptions, upgrade};
-use crash::{ALIGNED, Explorer, PACKED, PATH, Segment, Shape, check_content, read_hot, write_elsewhere};
+use crash::{
+    ALIGNED, Explorer, FOREIGN_CHILD, LOCATOR, PACKED, PATH, Segment, Shape, check_content, create, read_hot,
+};
 use qemu::qemu_img;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use strict_vhd::StrictVhd;
 
 /// Whether an image has superblocks of its own.
 fn is_ours(image: &[u8]) -> bool {
@@ -30,22 +34,35 @@ fn is_ours(image: &[u8]) -> bool {
 fn image(shape: Shape, seed: u64) -> (SimVfs, History) {
     let vfs = SimVfs::new(seed);
     let mut history = History::default();
-    write_elsewhere(&vfs, shape, shape.elsewhere.unwrap(), &mut history, &mut Rng::new(seed));
+    create(&vfs, shape, seed, &mut history);
     (vfs, history)
+}
+
+/// An upgraded image, with the locator that it had.
+fn is_upgraded(vfs: &SimVfs, shape: Shape) -> bool {
+    let content = vfs.content(Path::new(PATH)).unwrap();
+    if shape.child {
+        let strict = StrictVhd::from_bytes(&content).unwrap();
+        let payloads: Vec<&[u8]> = strict.locators().iter().map(|locator| &*locator.payload).collect();
+        assert_eq!(payloads, [LOCATOR.2]);
+    }
+    is_ours(&content)
 }
 
 /// Every crash point of an upgrade: the state opens as ever, and upgrading it again goes through.
 #[test]
 fn a_power_cut_leaves_the_image_as_it_was_or_upgraded() {
     let mut upgraded = 0;
-    for (shape, seed) in [(PACKED, 1), (PACKED, 2), (PACKED, 3), (ALIGNED, 4), (ALIGNED, 5), (ALIGNED, 6)] {
+    for (shape, seed) in
+        [(PACKED, 1), (PACKED, 2), (ALIGNED, 3), (ALIGNED, 4), (FOREIGN_CHILD, 5), (FOREIGN_CHILD, 6)]
+    {
         let (vfs, history) = image(shape, seed);
         vfs.record(true);
         assert!(upgrade(Arc::new(vfs.clone()), Path::new(PATH)).unwrap());
         let mut points = vfs.take_crash_points();
         points.push(vfs.crash_now());
         vfs.record(false);
-        assert!(is_ours(&vfs.content(Path::new(PATH)).unwrap()));
+        assert!(is_upgraded(&vfs, shape));
         assert!(!upgrade(Arc::new(vfs.clone()), Path::new(PATH)).unwrap());
         let bounds = Bounds { spared: shape.spared(), ..Bounds::sample(60) };
         for point in &points {
@@ -60,7 +77,7 @@ fn a_power_cut_leaves_the_image_as_it_was_or_upgraded() {
                 let again = upgrade(Arc::clone(&shared), Path::new(PATH));
                 let again = again.unwrap_or_else(|error| panic!("seed {seed}, {}: {error}", state.fates()));
                 upgraded += u64::from(!again);
-                assert!(is_ours(&vfs.content(Path::new(PATH)).unwrap()), "{}", state.fates());
+                assert!(is_upgraded(&vfs, shape), "{}", state.fates());
                 let disk = options.open(Path::new(PATH)).unwrap();
                 let parts = read_hot(&disk, shape).unwrap();
                 check_content(&history, u64::MAX, &parts, false)
@@ -114,6 +131,25 @@ fn an_image_of_qemu_becomes_one_of_ours() {
     OpenOptions::new().open(&path).unwrap().close().unwrap();
     agrees(&content);
     assert!(!upgrade(Arc::new(HostVfs), &path).unwrap());
+}
+
+/// Locators that are none, or that have more than the page which they would get.
+#[test]
+fn locators_that_cannot_move_are_refused_unchanged() {
+    for (offset, length, words) in [
+        (8192, 5000, "its parent locator 0 has 5000 bytes at offset 8192, expected at most 4096"),
+        (1 << 40, 16, "its parent locator 0 has 16 bytes at offset 1099511627776, expected at most 4096"),
+        (8192, 0, "at offset 1088: parent locator: field data length (byte 8) is 0, expected 1 to"),
+    ] {
+        let (vfs, _) = image(FOREIGN_CHILD, 1);
+        let mut header = DynamicHeader::parse(&vfs.content(Path::new(PATH)).unwrap()[512..1536]).unwrap();
+        header.locators[0] = ParentLocator::new(PlatformCode::W2ru, offset, 8192, length);
+        vfs.foreign_write(Path::new(PATH), 512, &header.to_bytes());
+        let before = vfs.content_hash(Path::new(PATH));
+        let error = upgrade(Arc::new(vfs.clone()), Path::new(PATH)).unwrap_err().to_string();
+        assert!(error.contains(words) && error.contains(PATH), "{error}");
+        assert_eq!(vfs.content_hash(Path::new(PATH)), before);
+    }
 }
 
 #[test]

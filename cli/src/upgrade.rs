@@ -6,7 +6,7 @@ use cowvhd::vfs::HostVfs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Gives a dynamic VHD that another program made a journal of its own, in place.
+/// Gives a dynamic or differencing VHD that another program made a journal of its own, in place.
 ///
 /// What a guest sees stays the same, and every VHD tool reads the file as before. A few MiB at most are moved. May be
 /// stopped and repeated at any moment.

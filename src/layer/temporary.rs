@@ -84,8 +84,9 @@ fn batmap(file: &dyn File, path: &Path, header: &DynamicHeader) -> Result<Vec<Ra
 
 impl Opening {
     /// Starts a session on a closed image made elsewhere.
-    pub(super) fn start_elsewhere(self) -> Result<(Self, Superblocks, Ready)> {
-        let unsupported = |what: String| Err(Error::Unsupported { path: self.path.clone(), what });
+    pub(super) fn start_elsewhere(mut self) -> Result<(Self, Superblocks, Ready)> {
+        let path = self.path.clone();
+        let unsupported = |what: String| Err(Error::Unsupported { path: path.clone(), what });
         self.check_contradictions()?;
         if vhd::bat_bytes(self.place.table_entries) > MAX_TABLE_ROOM_BYTES {
             return unsupported("its block table is too long to be written to: open it read-only".into());
@@ -95,7 +96,10 @@ impl Opening {
         let table = table::read_table(&*self.file, &self.path, &self.place)?;
         let entries = table::entries(&table, &self.place);
         table::check_foreign(&self.path, &self.decision, &entries, file_bytes)?;
-        let kept = kept_ranges(&*self.file, &self.path, &self.decision, file_bytes)?;
+        let unmoved = self.decision.header.clone();
+        let locators = self.move_locators()?;
+        let kept_end = locators.last().map_or(file_bytes, |(at, _)| at + PAGE_BYTES);
+        let kept = kept_ranges(&*self.file, &self.path, &self.decision, kept_end)?;
 
         let place = self.temporary_place(&entries, &kept)?;
         let Some(temporary) = place.temporary else {
@@ -126,11 +130,10 @@ impl Opening {
             lineage: Lineage::default(),
             data_crcs: DataCrcs::default(),
         };
-        let written = self.write_journal(&place, &temporary, &superblock, &table).and_then(|()| {
-            match defect::active(Defect::MarkBeforeJournal) {
-                true => Ok(()),
-                false => self.sync(),
-            }
+        let written = self.write_journal(&place, &temporary, &superblock, &table, &locators);
+        let written = written.and_then(|()| match defect::active(Defect::MarkBeforeJournal) {
+            true => Ok(()),
+            false => self.sync(),
         });
         if let Err(error) = written {
             // Its footer is where it was, so the file is what it was.
@@ -144,6 +147,11 @@ impl Opening {
         let upgrade = self.upgrade;
         let mut opening = Opening::from_parts(self.vfs, self.file, &self.path, headers, decision, place);
         opening.upgrade = upgrade;
+        if !locators.is_empty() {
+            // The cookie alone first: it is in another sector than the locators, and a torn header must not look clean.
+            write_header(&*opening.file, &opening.place, &unmoved, HeaderCookie::Dirty)
+                .map_err(opening.io("writing the dynamic header at offset 512"))?;
+        }
         opening.write_header(HeaderCookie::Dirty)?;
         let free: BTreeSet<u32> = survey.free_slots(&place).collect();
         // The old footer, and whatever else another program has left.
@@ -185,13 +193,14 @@ impl Opening {
         Ok(Placement { ring_offset, table_offset, temporary: Some(Temporary { head, ..temporary }), ..wide })
     }
 
-    /// Writes all of a new temporary journal. Nothing is durable on return.
+    /// Writes all of a new temporary journal, and `others` with it, by their places. Nothing is durable on return.
     fn write_journal(
         &self,
         place: &Placement,
         temporary: &Temporary,
         superblock: &Superblock,
         table: &[u8],
+        others: &[(u64, Vec<u8>)],
     ) -> Result<()> {
         let file = &*self.file;
         let head = temporary.head;
@@ -224,7 +233,7 @@ impl Opening {
         file.set_len(place.file_bytes(0)).map_err(io())?;
         // Written, not only reserved, so that a journal entry needs no new space later.
         write_zeros(file, place.ring_offset, place.ring_bytes).map_err(io())?;
-        parts.iter().try_for_each(|(at, bytes)| file.write_all_at(bytes, *at)).map_err(io())
+        parts.iter().chain(others).try_for_each(|(at, bytes)| file.write_all_at(bytes, *at)).map_err(io())
     }
 
     /// Of an image made elsewhere whose start is lost: lays the copy of its first page beneath what is read instead of the file. A

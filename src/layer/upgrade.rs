@@ -2,15 +2,16 @@
 //!
 //! It is a session with a temporary journal that ends in another way. When it starts, every block that lies where the private area
 //! and the room for the BAT will be moves to a slot of the grid that the upgraded image has; so do blocks that stand on this grid
-//! by coincidence, with another block in what would be their page. The close then writes, where nothing counts any more, all that a
+//! by coincidence, with another block in what would be their page. The payloads of parent locators are copied behind all that the file
+//! holds, and the headers of the session name these copies: the old ones are gone before the new ones count. The close then writes, where nothing counts any more, all that a
 //! new image has, syncs, and replaces the first page: headers with a normal cookie and the new BAT's place.
 //!
 //! Until that page is durable the temporary journal counts, and the next open goes on as if nothing of it had happened; what was
 //! written of the private area is wiped then. From that page on the image is one of ours.
 
-use super::headers::{Condition, MAX_TABLE_ROOM_BYTES, pair_bytes};
+use super::headers::{Condition, HEADER_OFFSET, MAX_TABLE_ROOM_BYTES, pair_bytes};
 use super::map::BlockMap;
-use super::open::Opening;
+use super::open::{Opening, write_header};
 use super::session::SessionCore;
 use super::table::entries_crc;
 use super::temporary::ring_bytes;
@@ -18,13 +19,14 @@ use super::{Layer, lock};
 use crate::defect::{self, Defect};
 use crate::error::{Error, Result};
 use crate::ext::{
-    BAT_ROOM_BYTES, Fingerprint, PAGE_BYTES, Placement, SUPERBLOCK_OFFSETS, SessionId, State, Superblock,
-    Tail,
+    BAT_ROOM_BYTES, Fingerprint, LOCATORS_OFFSET, PAGE_BYTES, Placement, SUPERBLOCK_OFFSETS, SessionId,
+    State, Superblock, Tail,
 };
 use crate::journal::{Failure, write_zeros, zero_range};
 use crate::sync::Arc;
-use crate::vfs::{Access, FileExt, Vfs};
-use crate::vhd::{self, DiskType, DynamicHeader, HeaderCookie, PlatformCode};
+use crate::vfs::{Access, File, FileExt, Vfs};
+use crate::vhd::{self, DynamicHeader, HeaderCookie, ParentLocator};
+use std::io;
 use std::path::Path;
 
 /// Upgrades the image at `path`; false where there is nothing to do, since it has a private area.
@@ -65,19 +67,46 @@ impl Opening {
         if self.decision.condition != Condition::Clean {
             return unsupported("it was not closed");
         }
-        if footer.disk_type != DiskType::Dynamic
-            || header.locators.iter().any(|locator| locator.platform != PlatformCode::None)
-        {
-            return unsupported(
-                "it is a differencing disk, whose parent locators this version does not move",
-            );
-        }
+        self.check_locators()?;
         if u64::from(self.place.table_entries) != blocks
             || vhd::bat_bytes(self.place.table_entries) > BAT_ROOM_BYTES.min(MAX_TABLE_ROOM_BYTES)
         {
             return unsupported("its block table does not fit the room that one made here has");
         }
         Ok(Placement::new(self.place.table_entries, header.block_size, ring_bytes(footer)))
+    }
+
+    /// Fails where a parent locator is not one, or takes more than the page that it is to have.
+    fn check_locators(&self) -> Result<()> {
+        for (number, locator) in self.decision.header.locators.iter().enumerate() {
+            let range = locator.payload_range().map_err(|error| {
+                error.at(&self.path, HEADER_OFFSET + DynamicHeader::locator_offset(number))
+            })?;
+            let Some(range) = range else { continue };
+            let length = range.end - range.start;
+            if range.end > self.headers.file_bytes || length > PAGE_BYTES {
+                let what = format!(
+                    "its parent locator {number} has {length} bytes at offset {}, expected at most {PAGE_BYTES} that end \
+                     inside the file: convert it (`cowvhd convert`)",
+                    range.start
+                );
+                return Err(Error::Unsupported { path: self.path.clone(), what });
+            }
+        }
+        Ok(())
+    }
+
+    /// Before an upgrade: the headers name copies of the locators' payloads from now on, behind all that the file holds and clear of what
+    /// the upgraded image has in front of its blocks. Returns the copies with their places, for the temporary journal to be written
+    /// with.
+    pub(super) fn move_locators(&mut self) -> Result<Vec<(u64, Vec<u8>)>> {
+        let Some(target) = self.upgrade.filter(|_| !defect::active(Defect::UpgradeKeepsLocators)) else {
+            return Ok(Vec::new());
+        };
+        let payloads =
+            read_locators(&*self.file, &self.decision.header).map_err(self.io("reading a parent locator"))?;
+        let start = self.headers.file_bytes.next_multiple_of(PAGE_BYTES).max(target.slot_origin);
+        Ok(put_locators(&mut self.decision.header, payloads, start))
     }
 
     /// After an upgrade that was cut before it counted: the superblocks that it wrote must not come to count when the image is
@@ -102,6 +131,35 @@ impl Opening {
         }
         Ok(())
     }
+}
+
+/// The payload of each parent locator that is in use, by its number, padded to a page.
+fn read_locators(file: &dyn File, header: &DynamicHeader) -> io::Result<Vec<(usize, Vec<u8>)>> {
+    let mut payloads = Vec::new();
+    for (number, locator) in header.locators.iter().enumerate() {
+        let Some(range) = locator.payload_range().ok().flatten() else { continue };
+        let mut page = vec![0; PAGE_BYTES as usize];
+        let payload = page.get_mut(..(range.end - range.start) as usize).unwrap_or_default();
+        file.read_or_zero_at(payload, range.start)?;
+        payloads.push((number, page));
+    }
+    Ok(payloads)
+}
+
+/// Gives each locator of `payloads` a page from `start` on; the pages with their places.
+fn put_locators(
+    header: &mut DynamicHeader,
+    payloads: Vec<(usize, Vec<u8>)>,
+    start: u64,
+) -> Vec<(u64, Vec<u8>)> {
+    let mut pages = Vec::new();
+    for (at, (number, page)) in (start..).step_by(PAGE_BYTES as usize).zip(payloads) {
+        if let Some(locator) = header.locators.get_mut(number) {
+            *locator = ParentLocator { data_space: PAGE_BYTES as u32, data_offset: at, ..*locator };
+            pages.push((at, page));
+        }
+    }
+    pages
 }
 
 /// The blocks that have to move before an image can have the places of `target`.
@@ -133,7 +191,15 @@ impl Layer {
     ) -> Result<(), Failure> {
         let file = &*self.file;
         let failed = |operation| move |error| Failure { operation, error, fatal: false };
-        let (footer, header) = core.headers.clone();
+        let (footer, mut header) = core.headers.clone();
+        let payloads = read_locators(file, &header).map_err(failed("reading a parent locator"))?;
+        let copies: Vec<u64> = payloads
+            .iter()
+            .filter_map(|(number, _)| Some(header.locators.get(*number)?.data_offset))
+            .filter(|&at| at >= place.slot_origin)
+            .collect();
+        let locators = put_locators(&mut header, payloads, LOCATORS_OFFSET);
+        let under_way = header.clone();
         let header = DynamicHeader {
             cookie: HeaderCookie::Normal,
             data_offset: u64::MAX,
@@ -179,12 +245,23 @@ impl Layer {
         // No block lies here any more; the old BAT, which nobody reads under a dirty cookie, can be made again.
         zero_range(file, PAGE_BYTES, place.slot_origin - PAGE_BYTES)
             .and_then(|()| write_zeros(file, place.ring_offset, place.ring_bytes))
-            .and_then(|()| parts.iter().try_for_each(|(at, bytes)| file.write_all_at(bytes, *at)))
+            .and_then(|()| {
+                parts.iter().chain(&locators).try_for_each(|(at, bytes)| file.write_all_at(bytes, *at))
+            })
             .map_err(failed("writing the private area"))?;
         if !defect::active(Defect::UpgradeWithoutSync) {
             core.journal.sync(file)?;
         }
+        if !locators.is_empty() {
+            // Under the dirty cookie: it is in another sector than the locators, and a torn header must not look clean.
+            write_header(file, &self.place, &under_way, HeaderCookie::Dirty)
+                .map_err(failed("writing the dynamic header"))?;
+        }
         file.write_durable_at(&front, 0).map_err(failed("writing the start of the file"))?;
+        // The copies of the payloads have been of use; the footer may come to stand there.
+        for at in copies {
+            zero_range(file, at, PAGE_BYTES).map_err(failed("punching copies of parent locators"))?;
+        }
         file.write_all_at(&footer.to_bytes(), place.slot_offset(fresh))
             .map_err(failed("writing the footer"))?;
         core.journal.sync(file)?;

@@ -1,7 +1,8 @@
 //! Many workloads of all kinds, on all cores, until enough states were judged; and one state of one of them again.
 
 use crate::crash::{
-    ALIGNED, CHILD, Explorer, FIXED, Failure, PACKED, SMALL, Segment, Shape, StatePath, USED, WIDE, Workload,
+    ALIGNED, CHILD, Explorer, FIXED, FOREIGN_CHILD, Failure, PACKED, SMALL, Segment, Shape, StatePath, USED,
+    WIDE, Workload,
 };
 use cowvhd::sim::Bounds;
 use std::fmt;
@@ -37,6 +38,7 @@ pub const PLANS: &[Plan] = &[
     ("aligned", ALIGNED, Weather::Calm, 60),
     ("aligned-busy", ALIGNED, Weather::Busy, 60),
     ("aligned-faulty", ALIGNED, Weather::Faulty, 60),
+    ("foreign-child", FOREIGN_CHILD, Weather::Calm, 60),
     ("fixed", FIXED, Weather::Calm, 60),
     ("fixed-busy", FIXED, Weather::Busy, 60),
     ("fixed-faulty", FIXED, Weather::Faulty, 60),

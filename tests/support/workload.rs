@@ -2,7 +2,7 @@
 
 use cowvhd::sim::{CrashPoint, Fault, FaultPlan, History, Rng, SimVfs, Underway};
 use cowvhd::vfs::Vfs;
-use cowvhd::vhd::{DiskType, DynamicHeader, Footer, Timestamp, UniqueId};
+use cowvhd::vhd::{DiskType, DynamicHeader, Footer, ParentLocator, PlatformCode, Timestamp, UniqueId};
 use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions, ZeroMode};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -66,6 +66,10 @@ pub const PACKED: Shape = Shape { elsewhere: Some(Elsewhere { packed: true, foot
 /// The small disk with data aligned to pages, as blktap and Windows lay it out, and with the footer of old programs.
 #[allow(dead_code, reason = "not every test has one")]
 pub const ALIGNED: Shape = Shape { elsewhere: Some(Elsewhere { packed: false, footer_bytes: 511 }), ..SMALL };
+/// The small disk with a parent, made by another program: nothing but one locator, far from the headers, says where the parent is.
+#[allow(dead_code, reason = "not every test has one")]
+pub const FOREIGN_CHILD: Shape =
+    Shape { child: true, elsewhere: Some(Elsewhere { packed: false, footer_bytes: 512 }), ..SMALL };
 /// Blocks spread over many pages of the block table, more than may wait for an image.
 pub const WIDE: Shape = Shape {
     block_bytes: 4 << 10,
@@ -368,17 +372,22 @@ impl Workload {
     }
 }
 
+/// Where the locator of [`FOREIGN_CHILD`] stands, its space, and what it says.
+pub const LOCATOR: (u64, u32, &[u8]) = (8192, 512, b".\0\\\0p\0a\0r\0e\0n\0t\0.\0v\0h\0d\0");
+
 /// Makes a disk, with its parent if it has one. What the parent holds enters the history.
 pub fn create(vfs: &SimVfs, shape: Shape, seed: u64, history: &mut History) {
     let options = CreateOptions::new(shape.size)
         .test_geometry(shape.block_bytes, shape.ring_bytes)
         .vfs(Arc::new(vfs.clone()));
     let options = if shape.fixed { options.fixed() } else { options };
+    if shape.child {
+        options.create(Path::new(PARENT_PATH)).unwrap();
+        write_parent(vfs, shape, history, &mut Rng::new(seed));
+    }
     if let Some(elsewhere) = shape.elsewhere {
         write_elsewhere(vfs, shape, elsewhere, history, &mut Rng::new(seed));
     } else if shape.child {
-        options.create(Path::new(PARENT_PATH)).unwrap();
-        write_parent(vfs, shape, history, &mut Rng::new(seed));
         CreateOptions::child_of(Path::new(PARENT_PATH))
             .test_geometry(shape.block_bytes, shape.ring_bytes)
             .vfs(Arc::new(vfs.clone()))
@@ -435,11 +444,21 @@ pub fn write_elsewhere(
     let in_block = u64::from(shape.block_bytes) / SECTOR;
     let blocks = shape.size.div_ceil(shape.block_bytes.into());
     let id = UniqueId::from_bytes([9; 16]);
-    let footer = Footer::new(DiskType::Dynamic, shape.size, id, Timestamp(1)).to_bytes();
-    let header = DynamicHeader::new(1536, blocks as u32, shape.block_bytes);
+    let disk_type = if shape.child { DiskType::Differencing } else { DiskType::Dynamic };
+    let footer = Footer::new(disk_type, shape.size, id, Timestamp(1)).to_bytes();
+    let mut header = DynamicHeader::new(1536, blocks as u32, shape.block_bytes);
     let mut table = vec![0xff; blocks.next_multiple_of(128) as usize * 4];
     let mut at = 1536 + table.len() as u64;
-    let mut parts: Vec<(u64, Vec<u8>)> = vec![(0, footer.to_vec()), (512, header.to_bytes().to_vec())];
+    let mut parts: Vec<(u64, Vec<u8>)> = Vec::new();
+    if shape.child {
+        let (offset, space, payload) = LOCATOR;
+        header.parent_unique_id =
+            Footer::parse(&vfs.content(Path::new(PARENT_PATH)).unwrap()[..512]).unwrap().unique_id;
+        header.locators[0] = ParentLocator::new(PlatformCode::W2ru, offset, space, payload.len() as u32);
+        parts.push((offset, payload.to_vec()));
+        at = (offset + u64::from(space)).next_multiple_of(4096);
+    }
+    parts.extend([(0, footer.to_vec()), (512, header.to_bytes().to_vec())]);
     // In no order.
     for block in (0..blocks).rev().filter(|_| !rng.one_in(2)).collect::<Vec<_>>() {
         if !elsewhere.packed {
@@ -449,14 +468,20 @@ pub fn write_elsewhere(
         History::fill(history.new_value(), &mut data);
         if rng.one_in(3) {
             let first = rng.below(in_block);
-            data[(first * SECTOR) as usize..].fill(0);
-            for sector in first..in_block {
+            // Of a disk with a parent some of what is behind that shows through, in pieces of any size.
+            let first_absent = if shape.child { first + rng.below(in_block - first) } else { in_block };
+            data[(first * SECTOR) as usize..(first_absent * SECTOR) as usize].fill(0);
+            for sector in first..first_absent {
                 bits[sector as usize / 8] &= !(0x80 >> (sector % 8));
             }
         }
         let first = block * in_block;
         let sectors = in_block.min(shape.size / SECTOR - first);
-        history.continue_from(first, &data[..(sectors * SECTOR) as usize]);
+        let is_present = |sector: u64| !shape.child || bits[sector as usize / 8] & 0x80 >> (sector % 8) != 0;
+        for sector in (0..sectors).filter(|&sector| is_present(sector)) {
+            let at = (sector * SECTOR) as usize;
+            history.continue_from(first + sector, &data[at..at + SECTOR as usize]);
+        }
         table[block as usize * 4..][..4].copy_from_slice(&((at / SECTOR) as u32).to_be_bytes());
         bits.extend(data);
         let length = bits.len() as u64;
