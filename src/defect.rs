@@ -155,6 +155,10 @@ defects! {
     LiveSlotIsHandedOut,
     /// A write of the guest goes to a block's page.
     GuestWritesToMetadata,
+    /// A cookie that was turned back over a journal is believed.
+    TurnedBackCookieCounts,
+    /// A journal under a cookie that was turned back is replayed over what another program has written since.
+    ReplayOverOthers,
     ;
     of threads:
     /// A freed slot is punched although somebody still uses it.

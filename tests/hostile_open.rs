@@ -215,6 +215,9 @@ fn expected(name: &str) -> Opening {
         "a journal of another session" => Reads([0; 4]),
         // A journal under a normal cookie is never replayed.
         "a dirty cookie turned back by hand" => Reads([0; 4]),
+        "a cookie turned back, and a block added behind the table" => Reads([0, 0, 3, 0]),
+        "a cookie turned back, and a block added over the journal's" => Reads([0, 0, 3, 0]),
+        "a cookie turned back in an image made elsewhere" => ALL,
         other => panic!("what opening \"{other}\" gives is not written down"),
     }
 }

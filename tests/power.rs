@@ -22,6 +22,9 @@ mod snapshots;
 mod strict_vhd;
 #[path = "support/summary.rs"]
 mod summary;
+#[path = "support/turned_back.rs"]
+#[allow(dead_code, reason = "shared with the test of cookies that are turned back")]
+mod turned_back;
 
 use campaign::{Case, PLANS, Weather, Wrong};
 use cowvhd::defect::{self, Defect};
@@ -184,6 +187,7 @@ fn chain_operation(defect: Defect) -> Option<ChainOperation> {
         Defect::LiveSlotIsHandedOut | Defect::GuestWritesToMetadata => Some(new_blocks),
         Defect::HeadersBeforeFirstPage => Some(lost_start),
         Defect::UpgradeKeepsLocators => Some(upgraded_child),
+        Defect::TurnedBackCookieCounts | Defect::ReplayOverOthers => Some(turned_back::turned_back),
         Defect::MergeForgetsShortLayers | Defect::MergeOverwrites => Some(chain_ops::merged),
         _ => None,
     }

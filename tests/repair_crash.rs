@@ -7,6 +7,7 @@
 use cowvhd::check::{Consent, Severity, check, repair, undo};
 use cowvhd::sim::{Bounds, CrashPoint, CrashState, Rng, SimVfs};
 use cowvhd::vfs::{Access, Vfs};
+use cowvhd::vhd::{DynamicHeader, HeaderCookie};
 use cowvhd::{CreateOptions, OpenOptions};
 use std::path::Path;
 use std::sync::Arc;
@@ -132,26 +133,38 @@ impl Explorer {
     }
 }
 
+/// Damages an image.
+type Damage<'a> = &'a dyn Fn(&SimVfs);
+
 fn cut_everywhere(closed: bool, cases: &[(&str, &[(u64, u64)])]) {
-    let (good, content) = image(closed);
-    for (name, ranges) in cases {
+    for &(name, ranges) in cases {
         for byte in [0x00, 0xd7] {
-            let vfs = copy(&good);
-            for &(at, length) in *ranges {
-                vfs.corrupt(Path::new(IMAGE), at, &vec![byte; length as usize]);
-            }
-            let shared: Arc<dyn Vfs> = Arc::new(vfs.clone());
-            let before = check(Arc::clone(&shared), Path::new(IMAGE)).unwrap().worst();
-            let damaged = vfs.content(Path::new(IMAGE)).unwrap();
-            vfs.record(true);
-            let repaired = repair(shared, Path::new(IMAGE), Consent::All, Path::new(UNDO)).unwrap();
-            assert!(repaired.is_sound() && repaired.changes(), "{name}: {:?}", repaired.after.findings());
-            let mut points = vfs.take_crash_points();
-            points.push(vfs.crash_now());
-            let mut explorer = Explorer { content: content.clone(), damaged, before, states: 0 };
-            explorer.explore(&points, 1, 6, 1, &format!("{name} {byte:#x}"));
-            assert!(explorer.states > 20, "{name}: {} states", explorer.states);
+            let damage = |vfs: &SimVfs| {
+                for &(at, length) in ranges {
+                    vfs.corrupt(Path::new(IMAGE), at, &vec![byte; length as usize]);
+                }
+            };
+            cut_everywhere_after(closed, &[(&format!("{name} {byte:#x}"), &damage)]);
         }
+    }
+}
+
+fn cut_everywhere_after(closed: bool, cases: &[(&str, Damage<'_>)]) {
+    let (good, content) = image(closed);
+    for (name, damage) in cases {
+        let vfs = copy(&good);
+        damage(&vfs);
+        let shared: Arc<dyn Vfs> = Arc::new(vfs.clone());
+        let before = check(Arc::clone(&shared), Path::new(IMAGE)).unwrap().worst();
+        let damaged = vfs.content(Path::new(IMAGE)).unwrap();
+        vfs.record(true);
+        let repaired = repair(shared, Path::new(IMAGE), Consent::All, Path::new(UNDO)).unwrap();
+        assert!(repaired.is_sound() && repaired.changes(), "{name}: {:?}", repaired.after.findings());
+        let mut points = vfs.take_crash_points();
+        points.push(vfs.crash_now());
+        let mut explorer = Explorer { content: content.clone(), damaged, before, states: 0 };
+        explorer.explore(&points, 1, 6, 1, name);
+        assert!(explorer.states > 20, "{name}: {} states", explorer.states);
     }
 }
 
@@ -188,4 +201,15 @@ fn an_image_that_was_not_closed() {
             ("start and table", &[(0, 4096), (TABLE, 4096)]),
         ],
     );
+}
+
+#[test]
+fn an_image_whose_cookie_was_turned_back() {
+    let (vfs, _) = image(false);
+    let file = vfs.open(Path::new(IMAGE), Access::ReadOnly).unwrap();
+    let mut header = [0; DynamicHeader::SIZE];
+    assert_eq!(file.read_at(&mut header, 512).unwrap(), header.len());
+    let dirty = DynamicHeader::parse(&header).unwrap();
+    let normal = DynamicHeader { cookie: HeaderCookie::Normal, ..dirty }.to_bytes();
+    cut_everywhere_after(false, &[("the cookie", &|vfs| vfs.corrupt(Path::new(IMAGE), 512, &normal))]);
 }

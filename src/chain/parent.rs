@@ -53,7 +53,7 @@ impl ParentImage {
         }
         let headers = Headers::read(&*file, path)?;
         let decision = headers.decide(path)?;
-        if decision.condition != Condition::Clean {
+        if decision.condition != Condition::Clean || decision.unreplayed.is_some() {
             return Err(Error::NotClosed { path: path.to_path_buf() });
         }
         let place = decision.placement(path, headers.file_bytes)?;

@@ -101,7 +101,7 @@ pub(super) fn walk(options: &OpenOptions, path: &Path, look: &mut Look<'_>) -> R
             Child {
                 footer: decision.footer.clone(),
                 header: decision.header.clone(),
-                condition: decision.condition,
+                closed: decision.condition == Condition::Clean && decision.unreplayed.is_none(),
                 left_by_us: decision.superblock.is_some() && image.inspection.foreign == Foreign::Untouched,
                 restructured: image.inspection.foreign == Foreign::StructureChanged,
                 lineage: decision.superblock.map_or(Lineage::default(), |(superblock, _)| superblock.lineage),
@@ -166,7 +166,7 @@ struct Candidate {
 struct Child {
     footer: Footer,
     header: DynamicHeader,
-    condition: Condition,
+    closed: bool,
     /// Nothing has touched the file since it was closed here.
     left_by_us: bool,
     /// Another program has changed its structure.
@@ -271,7 +271,7 @@ fn compare(
         let what = format!("it has {size} bytes, and this disk {}", child.footer.current_size);
         above.push(about_parent(Code::ParentSize, what));
     }
-    if parent.is_some_and(|parent| parent.condition != Condition::Clean) {
+    if parent.is_some_and(|parent| !parent.closed) {
         let what = "a disk lies over this file, and it was not closed".to_string();
         below.push(Finding { structure: "dynamic header", ..about_parent(Code::ParentNotClosed, what) });
         return;

@@ -123,6 +123,9 @@ codes! {
     JournalDamaged "journal-damaged" Corruption,
         "the file was not closed and its journal has a gap: what was flushed last may be missing",
         "-y: the entries that are whole are replayed, what the others held is lost";
+    JournalNotReplayed "journal-not-replayed" Corruption,
+        "somebody turned the cookie of an image back that was not closed: what was flushed last may be missing, and the disk is not opened for writing",
+        "-y: the journal counts again and is replayed over the file as it stands, unless blocks contradict each other then";
     Geometry "geometry" Note,
         "none is lost; cylinders, heads and sectors are not those that the size gives",
         "nothing";

@@ -19,6 +19,10 @@ pub(super) fn check(report: &mut Report, file: &dyn File, headers: &Headers, dec
         };
         report.add(Code::NotClosed, "dynamic header", decision.footer.data_offset, what);
     }
+    if let Some(unreplayed) = &decision.unreplayed {
+        let what = format!("it was never brought in place: {}", unreplayed.what);
+        report.add(Code::JournalNotReplayed, "journal ring", unreplayed.ring_offset, what);
+    }
     footer::check(report, &decision.footer, 0);
     let header = &decision.header;
     if header.reserved1 != 0 || header.reserved2.iter().any(|&byte| byte != 0) {

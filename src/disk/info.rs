@@ -14,7 +14,7 @@ pub enum JournalState {
     None,
     /// Closed cleanly.
     Clean,
-    /// Open now, or left without closing: the next open for writing recovers it.
+    /// Open now, or left without closing: the next open for writing recovers it, unless there is a doubt.
     Dirty,
 }
 
@@ -74,7 +74,7 @@ impl DiskInfo {
         let superblock = decision.superblock.map(|(superblock, _)| superblock);
         let journal = match (superblock, decision.condition) {
             (None, _) => JournalState::None,
-            (Some(_), Condition::Clean) => JournalState::Clean,
+            (Some(_), Condition::Clean) if decision.unreplayed.is_none() => JournalState::Clean,
             (Some(_), _) => JournalState::Dirty,
         };
         let foreign_changes = match journal {

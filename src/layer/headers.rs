@@ -2,6 +2,7 @@
 //!
 //! Reading judges nothing but each structure by itself; which of them counts is decided in one place, [`Headers::decide`].
 
+use super::unreplayed::{self, Unreplayed};
 use crate::error::{Error, FormatError, Result};
 use crate::ext::{
     HEADER_BACKUP_OFFSET, PAGE_BYTES, Placement, SUPERBLOCK_OFFSETS, State, Superblock, SuperblockError,
@@ -39,6 +40,8 @@ pub(crate) struct Headers {
     pub(crate) base: u64,
     /// Superblock A and B.
     pub(crate) superblocks: [Result<Superblock, SuperblockError>; 2],
+    /// A journal that does not count and should have.
+    pub(super) unreplayed: Option<Unreplayed>,
 }
 
 /// What is to be done with an image when it is opened.
@@ -65,6 +68,8 @@ pub(crate) struct Decision {
     pub(crate) superblock: Option<(Superblock, usize)>,
     /// The start of the file has to be written again from the backup.
     pub(crate) front_lost: bool,
+    /// A journal that does not count, as the cookie is normal, and that was never brought in place.
+    pub(crate) unreplayed: Option<Unreplayed>,
     /// Why the file can be read and must not be written: its structures contradict each other.
     pub(crate) doubt: Option<String>,
 }
@@ -133,7 +138,14 @@ impl Headers {
         let mut page = [0; PAGE_BYTES as usize];
         read("header backup", base + HEADER_BACKUP_OFFSET, &mut page)?;
         let backup = parse_backup(&page);
-        Ok(Headers { file_bytes, front, backup, end, end_pair, base, superblocks })
+        let temporary = match head.filter(|_| base == 0) {
+            Some(head) => Some((head, superblocks_from(head)?.map(Result::ok))),
+            None => None,
+        };
+        let mut headers =
+            Headers { file_bytes, front, backup, end, end_pair, base, superblocks, unreplayed: None };
+        headers.unreplayed = unreplayed::find(file, &headers, temporary);
+        Ok(headers)
     }
 
     /// Decides which structures count and what open has to do (FORMAT.md, "States and recovery").
@@ -181,8 +193,13 @@ impl Headers {
             error.at(path, at)
         })?;
         let stale = superblock.filter(|_| front_lost && condition == Condition::HalfClosed && self.base == 0);
-        let doubt = doubt.or_else(|| self.stale_backup(&footer, &header, &stale?.0));
-        Ok(Decision { footer, header, base: self.base, condition, superblock, front_lost, doubt })
+        let unreplayed = self.unreplayed.clone();
+        let doubt = unreplayed
+            .as_ref()
+            .map(Unreplayed::doubt)
+            .or(doubt)
+            .or_else(|| self.stale_backup(&footer, &header, &stale?.0));
+        Ok(Decision { footer, header, base: self.base, condition, superblock, front_lost, unreplayed, doubt })
     }
 
     /// In a fixed disk all but the last sector is the guest's, who can write any VHD, dirty or not, to the start of it. So

@@ -29,6 +29,7 @@ mod session;
 mod table;
 mod temporary;
 mod units;
+mod unreplayed;
 mod upgrade;
 mod write;
 

@@ -230,7 +230,7 @@ fn tables() -> Vec<Case> {
     let ours_entry = |value: u32| {
         move |path: &Path| {
             ours(path);
-            write(path, &value.to_be_bytes(), 3 * MIB + 5 * 4);
+            write(path, &value.to_be_bytes(), OUR_TABLE + 5 * 4);
         }
     };
     vec![
@@ -473,7 +473,7 @@ fn patch_superblock(path: &Path, at: u64, field: usize, bytes: &[u8]) {
 
 /// Moves the empty table of an image of cowvhd, and where its slots begin.
 pub fn move_table(path: &Path, table: u64, slots: u64) {
-    let bytes: [u8; 512] = read(path, 3 * MIB);
+    let bytes: [u8; 512] = read(path, OUR_TABLE);
     let footer: [u8; 512] = read(path, 0);
     write(path, &bytes, table);
     for header in [512, 12288 + 512] {
@@ -540,6 +540,8 @@ fn superblocks() -> Vec<Case> {
 }
 
 const RING: u64 = 256 << 10;
+/// Where the table of an image made here stands.
+const OUR_TABLE: u64 = 3 * MIB;
 
 /// Changes the bytes of the entry at a place of the ring and makes its CRC right.
 fn patch_entry(path: &Path, place: u64, change: impl Fn(&mut [u8])) {
@@ -569,6 +571,14 @@ fn places(path: &Path) -> Vec<u64> {
         places.push(place);
         place += u64::from(u32::from_be_bytes([head[8], head[9], head[10], head[11]]));
     }
+}
+
+/// Adds a block to an image made here, as another program does: at an offset in the file, with data where the others have it.
+fn add_block(path: &Path, block: u64, at: u64) {
+    write(path, &[0xff; 512], at);
+    write(path, &vec![0; 2 * MIB as usize], at + 512);
+    write(path, &vec![block as u8 + 1; 8192], at + 512 + 4096);
+    write(path, &((at / 512) as u32).to_be_bytes(), OUR_TABLE + 4 * block);
 }
 
 fn journals() -> Vec<Case> {
@@ -624,9 +634,37 @@ fn journals() -> Vec<Case> {
                 patch_entry(path, place, |entry| entry[16..32].fill(0x44));
             }
         }),
-        case("a dirty cookie turned back by hand", Code::FooterDamaged, Preened, |path| {
+        case("a dirty cookie turned back by hand", Code::JournalNotReplayed, Repaired, |path| {
             ours_dirty(path);
             patch_header(path, 0, b"cxsparse");
+        }),
+        case(
+            "a cookie turned back, and a block added behind the table",
+            Code::JournalNotReplayed,
+            Repaired,
+            |path| {
+                ours_dirty(path);
+                patch_header(path, 0, b"cxsparse");
+                add_block(path, 2, OUR_TABLE + 512);
+            },
+        ),
+        case(
+            "a cookie turned back, and a block added over the journal's",
+            Code::JournalNotReplayed,
+            Refused,
+            |path| {
+                ours_dirty(path);
+                patch_header(path, 0, b"cxsparse");
+                add_block(path, 2, OUR_TABLE + 4 * MIB);
+            },
+        ),
+        case("a cookie turned back in an image made elsewhere", Code::JournalNotReplayed, Repaired, |path| {
+            foreign(path);
+            let disk = OpenOptions::new().open(path).unwrap();
+            disk.write_at(&vec![5; BLOCK as usize], 2 * BLOCK).unwrap();
+            disk.flush().unwrap();
+            drop(disk);
+            patch_header(path, 0, b"cxsparse\xff\xff\xff\xff\xff\xff\xff\xff");
         }),
     ]
 }

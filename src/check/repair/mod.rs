@@ -4,7 +4,7 @@
 //! examine ──▶ the first kind of step that applies ──▶ its bytes saved, then written, synced ──▶ examine again ──▶ …
 //! ```
 //!
-//! Kinds, in this order: copies of footer and header · superblocks and journal · the table · block pages · the mark of a failed
+//! Kinds, in this order: a journal that somebody has switched off · copies of footer and header · superblocks and journal · the table · block pages · the mark of a failed
 //! sync · an ordinary open and close, which recovers, writes all copies again and gives space back. Each step starts from what
 //! the file holds, so a repair that was cut goes on when it is run again. To show what would be done, the same runs over
 //! a view of the file in memory.
@@ -16,6 +16,7 @@ mod one_file;
 mod pages;
 mod ranges;
 mod relink;
+mod replay;
 mod salvage;
 mod shadow;
 mod superblocks;
@@ -195,6 +196,12 @@ impl Target<'_> {
             let new = |work: &Work| !tried.contains(&work.what);
             works.into_iter().filter(|work| (work.safe || consent == Consent::All) && new(work)).collect()
         };
+        if let Some(image) = &examined.image
+            && image.inspection.decision.unreplayed.is_some()
+        {
+            // Whatever else is done would take what the file lacks for what was never there.
+            return Ok(allowed(replay::works(image, &examined.report, self)?));
+        }
         if let Some(image) = &examined.image
             && image.place().temporary.is_some()
         {
