@@ -1,6 +1,7 @@
 //! Standard output and standard error, which may be closed, full or a pipe that nobody reads any more.
 
 use crate::failure::Failure;
+use serde::Serialize;
 use std::fmt;
 use std::io::{self, Write};
 
@@ -11,6 +12,13 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush())
         .map_err(|error| Failure::new(format!("cannot write to standard output: {error}")))
+}
+
+/// Writes one JSON object to standard output.
+pub(crate) fn print_json(object: &impl Serialize) -> Result<(), Failure> {
+    let json = serde_json::to_string_pretty(object);
+    let json = json.map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?;
+    print(&format!("{json}\n"))
 }
 
 /// Says something on standard error. If that cannot be done there is nobody left to tell.

@@ -55,11 +55,7 @@ impl Reporter {
 
     /// Shows a step; now and then one is left out.
     pub(crate) fn report(&mut self, progress: Progress) -> Result<(), Failure> {
-        let name = match progress.phase {
-            Phase::Copy => "copy",
-            Phase::Sync => "sync",
-            Phase::Verify => "verify",
-        };
+        let name = name(progress.phase);
         match &mut self.show {
             Show::Nothing => {}
             Show::Bar(bar) => {
@@ -87,6 +83,15 @@ impl Reporter {
         if let Show::Bar(bar) = &self.show {
             bar.finish_and_clear();
         }
+    }
+}
+
+/// A phase, for programs.
+pub(crate) fn name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Copy => "copy",
+        Phase::Sync => "sync",
+        Phase::Verify => "verify",
     }
 }
 

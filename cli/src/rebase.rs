@@ -1,8 +1,7 @@
 //! `cowvhd rebase`: names another parent in a differencing disk.
 
 use crate::failure::Failure;
-use crate::long_work::long_work;
-use crate::progress::Style;
+use crate::long_work::Steps;
 use cowvhd::OpenOptions;
 use cowvhd::snapshot::{rebase, relink};
 use std::path::PathBuf;
@@ -24,9 +23,8 @@ pub(crate) struct Rebase {
     /// A folder in which parents may lie, too, and below it; may be given several times.
     #[arg(long, value_name = "FOLDER")]
     allow_parents_in: Vec<PathBuf>,
-    /// How progress is shown; "auto" draws a bar on a terminal and nothing elsewhere.
-    #[arg(long, value_name = "STYLE", default_value = "auto")]
-    progress: Style,
+    #[command(flatten)]
+    steps: Steps,
 }
 
 impl Rebase {
@@ -36,7 +34,6 @@ impl Rebase {
         if self.relink {
             return Ok(relink(&options, &self.file, &self.parent)?);
         }
-        long_work(self.progress, |progress| rebase(&options, &self.file, &self.parent, progress))??;
-        Ok(())
+        self.steps.run(|progress| rebase(&options, &self.file, &self.parent, progress)).map(drop)
     }
 }

@@ -10,6 +10,7 @@ use crate::shutdown::Shutdown;
 use crate::size::{self, Human};
 use cowvhd::{CreateOptions, Disk, Error};
 use cowvhd_export::{Backend, NbdAddress, Server, ServerOptions};
+use parking_lot::Mutex;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs;
@@ -156,6 +157,8 @@ impl Serve {
             server: server.shutdown_handle(),
             crcs: CrcWriter::start()
                 .map_err(|error| Failure::new(format!("cannot start a thread: {error}")))?,
+            one_snapshot: Mutex::new(()),
+            one_deletion: Mutex::new(()),
         };
         let path = self.control.clone().unwrap_or_else(|| control::socket_of(&self.file));
         match Control::start(&path, served) {

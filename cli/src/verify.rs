@@ -49,7 +49,8 @@ impl Verify {
     fn verify(&self) -> Result<u8, Failure> {
         let options = self.parents.options();
         let verified = long_work(self.progress, |report| {
-            let mut progress = |done, total| report(Progress { phase: Phase::Verify, done, total });
+            let mut progress =
+                |done, total| report(Progress { phase: Phase::Verify, done, total, copied: 0 });
             verify(&options, &self.file, self.seal, &mut progress)
         })?;
         let checked = Checked::Data(verified.map_err(|error| match error.kind() {

@@ -159,7 +159,8 @@ fn a_parent_that_moved_is_found_again() {
 #[test]
 fn a_merged_disk_needs_its_layers_no_more() {
     let bench = chain();
-    let serving = bench.serve(&["vm.vhd"]);
+    // By a server that cannot be asked.
+    let serving = bench.serve(&["vm.vhd", "--control", "elsewhere.ctl"]);
     bench.cowvhd(&["merge", "vm.vhd", "--until", "a"]).must_say(1, &["in use by"]);
     serving.terminate();
     bench.cowvhd(&["merge", "vm.vhd", "--until", "c"]).must_say(1, &["vm@c.vhd"]);
@@ -196,7 +197,8 @@ fn a_rebased_disk_shows_what_it_did() {
 #[test]
 fn a_deleted_snapshot_is_missed_by_nobody() {
     let bench = chain();
-    let serving = bench.serve(&["vm.vhd"]);
+    // By a server that cannot be asked.
+    let serving = bench.serve(&["vm.vhd", "--control", "elsewhere.ctl"]);
     bench.cowvhd(&["snapshot", "delete", "vm.vhd", "a"]).must_say(1, &["in use by"]);
     serving.terminate();
     bench.cowvhd(&["create", "other.vhd", "--parent", "vm@a.vhd"]).must_be(0);

@@ -10,6 +10,7 @@
 //! when it is complete and durable; after a failure nothing of it stays behind.
 
 mod destination;
+mod pace;
 mod source;
 
 use crate::disk::{Disk, OpenOptions};
@@ -19,6 +20,7 @@ use crate::sync::Arc;
 use crate::vfs::{Access, File, Vfs};
 use crate::vhd::{self, DiskType};
 use destination::{Destination, Stored};
+pub use pace::Pace;
 use source::{Data, Source};
 use std::io;
 use std::ops::ControlFlow;
@@ -71,6 +73,8 @@ pub struct Progress {
     pub done: u64,
     /// Size of the disk in bytes.
     pub total: u64,
+    /// Bytes that were copied: without holes, and without what was there already.
+    pub copied: u64,
 }
 
 /// What a conversion did.
@@ -149,7 +153,7 @@ impl ConvertOptions {
         };
         let new = NewFile::new(&**vfs, destination)?;
         let sink = Destination::create(vfs, new.temporary(), to, total)?;
-        let mut report = |phase, done| match progress(Progress { phase, done, total }) {
+        let mut report = |phase, done, copied| match progress(Progress { phase, done, total, copied }) {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(Error::Cancelled { path: destination.to_path_buf() }),
         };
@@ -157,11 +161,11 @@ impl ConvertOptions {
         let cloned = plain.map_or(Ok(false), |file| sink.clone_whole(file, source.bytes()))?;
         let Copied { written, copied } = match cloned {
             true => Copied::default(),
-            false => copy(&source, &sink, &mut |done| report(Phase::Copy, done))?,
+            false => copy(&source, &sink, &mut |done, copied| report(Phase::Copy, done, copied))?,
         };
-        report(Phase::Sync, total)?;
+        report(Phase::Sync, total, written)?;
         sink.finish()?;
-        report(Phase::Sync, total)?;
+        report(Phase::Sync, total, written)?;
         new.publish(self.replace)?;
         Ok(Converted { size: total, padding: total - source.bytes(), written, copied, cloned })
     }
@@ -211,7 +215,7 @@ struct Copied {
 fn copy(
     source: &Source,
     destination: &Destination,
-    report: &mut dyn FnMut(u64) -> Result<()>,
+    report: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<Copied> {
     let bytes = source.bytes();
     let mut buf = vec![0; PIECE_BYTES as usize];
@@ -219,7 +223,7 @@ fn copy(
     let mut window = 0;
     while window < bytes {
         let window_end = (window + WINDOW_BYTES).min(bytes);
-        report(window)?;
+        report(window, done.written)?;
         for Data { range, file_offset } in source.data(window..window_end)? {
             let stored_at = |at: u64| {
                 let (file, offset) = (source.file()?, file_offset?);
@@ -239,7 +243,7 @@ fn copy(
                     done.copied += if copied { length } else { 0 };
                 }
                 at = end;
-                report(at)?;
+                report(at, done.written)?;
             }
         }
         window = window_end;

@@ -61,25 +61,28 @@ pub fn export_delta(
         .create(new.temporary())?;
     let target = options.clone().read_only(false).parent(base).open(new.temporary())?;
     let total = changes.changes.iter().map(|change| change.length).sum();
-    let mut done = 0;
-    let mut report = |phase, done| match progress(Progress { phase, done, total }) {
+    let (mut done, mut copied) = (0, 0);
+    let mut report = |phase, done, copied| match progress(Progress { phase, done, total, copied }) {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(Error::Cancelled { path: out.to_path_buf() }),
     };
-    report(Phase::Copy, 0)?;
+    report(Phase::Copy, 0, 0)?;
     for change in &changes.changes {
         match change.kind {
             ChangeKind::Zero => target.write_zeroes(change.offset, change.length, ZeroMode::MayPunch)?,
-            ChangeKind::Data => copy(&source, &target, change.offset, change.length, &mut |more| {
-                report(Phase::Copy, done + more)
-            })?,
+            ChangeKind::Data => {
+                copy(&source, &target, change.offset, change.length, &mut |more| {
+                    report(Phase::Copy, done + more, copied + more)
+                })?;
+                copied += change.length;
+            }
         }
         done += change.length;
-        report(Phase::Copy, done)?;
+        report(Phase::Copy, done, copied)?;
     }
-    report(Phase::Sync, total)?;
+    report(Phase::Sync, total, copied)?;
     target.close()?;
-    report(Phase::Sync, total)?;
+    report(Phase::Sync, total, copied)?;
     new.publish(false)
 }
 

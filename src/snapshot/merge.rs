@@ -111,16 +111,18 @@ pub(super) fn merge_into_leaf(
     let views: Vec<View<'_>> = merged.iter().map(|image| View::Parent(image)).collect();
     let block_bytes = u64::from(merging.block_bytes());
     let mut fill = |block, range| merging.fill(block, range);
-    let mut copy = |done| report(Phase::Copy, done);
+    let mut copy = |done, copied| report(Phase::Copy, done, copied);
     // Without a parent zeros need nothing to hide.
     let mut copied = pull(&views, size, block_bytes, parent.is_some(), &mut fill, &mut copy)?;
     if parent.is_none() {
         // A disk of its own has whole blocks, and gets no others from here on.
         merging.take_whole_blocks()?;
         let is_partial = |block| merging.is_partial(block);
-        copied += complete(merging.blocks(), block_bytes, &is_partial, &mut fill, &mut || copy(size))?;
+        copied += complete(merging.blocks(), block_bytes, &is_partial, &mut fill, &mut |more| {
+            copy(size, copied + more)
+        })?;
     }
-    report(Phase::Sync, size)?;
+    report(Phase::Sync, size, copied)?;
     let (vfs, id) = (Arc::clone(merging.vfs()), merging.leaf_id());
     if let Some(parent) = parent {
         chain::register(&*vfs, id, path, parent)?;
@@ -153,15 +155,16 @@ pub(super) fn merge_layer(
     let parent = images.get(count).copied();
     let views: Vec<View<'_>> = merged.iter().map(|image| View::Parent(image)).collect();
     let mut fill = fill_alone(layer, below);
-    let mut copy = |done| report(Phase::Copy, done);
+    let mut copy = |done, copied| report(Phase::Copy, done, copied);
     // Without a parent zeros need nothing to hide.
     let mut copied = pull(&views, size, block_bytes, parent.is_some(), &mut fill, &mut copy)?;
     if parent.is_none() {
         // A disk of its own has whole blocks.
         let (blocks, is_partial) = (layer.place().table_entries, |block| layer.is_partial(block));
-        copied += complete(blocks, block_bytes, &is_partial, &mut fill, &mut || copy(size))?;
+        copied +=
+            complete(blocks, block_bytes, &is_partial, &mut fill, &mut |more| copy(size, copied + more))?;
     }
-    report(Phase::Sync, size)?;
+    report(Phase::Sync, size, copied)?;
     let id = layer.footer().unique_id;
     if let Some(parent) = parent {
         chain::register(vfs, id, path, parent)?;
@@ -180,13 +183,14 @@ fn complete(
     block_bytes: u64,
     is_partial: &dyn Fn(u32) -> Result<bool>,
     fill: &mut Fill<'_>,
-    report: &mut dyn FnMut() -> Result<()>,
+    report: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<u64> {
     let mut copied = 0;
     for block in 0..blocks {
         if is_partial(block)? {
             let start = u64::from(block) * block_bytes;
-            copied += fill_range(start..start + block_bytes, block_bytes, fill, &mut |_| report())?;
+            let range = start..start + block_bytes;
+            copied += fill_range(range, block_bytes, fill, &mut |_, more| report(copied + more))?;
         }
     }
     Ok(copied)
@@ -197,8 +201,8 @@ fn reporting<'a>(
     path: &'a Path,
     total: u64,
     progress: &'a mut dyn FnMut(Progress) -> ControlFlow<()>,
-) -> impl FnMut(Phase, u64) -> Result<()> + 'a {
-    move |phase, done| match progress(Progress { phase, done, total }) {
+) -> impl FnMut(Phase, u64, u64) -> Result<()> + 'a {
+    move |phase, done, copied| match progress(Progress { phase, done, total, copied }) {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(Error::Stopped { path: path.to_path_buf() }),
     }

@@ -16,6 +16,9 @@ pub(super) const PIECE_BYTES: u64 = 256 << 10;
 /// Fills a part of one block.
 pub(super) type Fill<'a> = dyn FnMut(u32, Range<u64>) -> Result<u64> + 'a;
 
+/// Is told how far the work has come, and how many bytes it has copied.
+pub(super) type Report<'a> = dyn FnMut(u64, u64) -> Result<()> + 'a;
+
 /// Fills from `below`, on a disk that nobody else uses.
 pub(super) fn fill_alone<'a>(
     leaf: &'a Layer,
@@ -31,29 +34,30 @@ pub(super) fn fill_alone<'a>(
 }
 
 /// Fills what `layers`, from the newest down, decide of a disk of `size` bytes. With `zeros` also where they hide what is
-/// beneath them with zeros. `report` is told how far it has come; returns the bytes that were copied.
+/// beneath them with zeros. Returns the bytes that were copied.
 pub(super) fn pull(
     layers: &[View<'_>],
     size: u64,
     block_bytes: u64,
     zeros: bool,
     fill: &mut Fill<'_>,
-    report: &mut dyn FnMut(u64) -> Result<()>,
+    report: &mut Report<'_>,
 ) -> Result<u64> {
     let zeros = zeros && !defect::active(Defect::MergeForgetsShortLayers);
     let mut copied = 0;
     let mut start = 0;
     while start < size {
         let end = size.min(start + WINDOW_BYTES);
-        report(start)?;
+        report(start, copied)?;
         let mut changes: Vec<Change> = Vec::new();
         changes_within(layers, start..end, &mut changes)?;
         for change in changes.iter().filter(|change| zeros || change.kind == ChangeKind::Data) {
-            copied += fill_range(change.offset..change.offset + change.length, block_bytes, fill, report)?;
+            let range = change.offset..change.offset + change.length;
+            copied += fill_range(range, block_bytes, fill, &mut |done, more| report(done, copied + more))?;
         }
         start = end;
     }
-    report(size)?;
+    report(size, copied)?;
     Ok(copied)
 }
 
@@ -62,7 +66,7 @@ pub(super) fn fill_range(
     range: Range<u64>,
     block_bytes: u64,
     fill: &mut Fill<'_>,
-    report: &mut dyn FnMut(u64) -> Result<()>,
+    report: &mut Report<'_>,
 ) -> Result<u64> {
     let mut copied = 0;
     let mut at = range.start / UNIT_BYTES * UNIT_BYTES;
@@ -73,7 +77,7 @@ pub(super) fn fill_range(
         let start = block * block_bytes;
         let to = end.min(start + block_bytes).min((at / PIECE_BYTES + 1) * PIECE_BYTES);
         copied += fill(block as u32, at - start..to - start)?;
-        report(at)?;
+        report(at, copied)?;
         at = to;
     }
     Ok(copied)

@@ -78,12 +78,14 @@ pub fn rebase(
         let size = layer.footer().current_size;
         let old = Beneath::new(old, &layer);
         let new = Beneath::new(new, &layer);
-        let mut report = |phase, done| match progress(Progress { phase, done, total: size }) {
+        let mut report = |phase, done, copied| match progress(Progress { phase, done, total: size, copied }) {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(Error::Stopped { path: disk.to_path_buf() }),
         };
-        let copied = copy_differences(&layer, &old, &new, size, &mut |done| report(Phase::Copy, done))?;
-        report(Phase::Sync, size)?;
+        let copied = copy_differences(&layer, &old, &new, size, &mut |done, copied| {
+            report(Phase::Copy, done, copied)
+        })?;
+        report(Phase::Sync, size, copied)?;
         layer.repoint(link.as_ref())?;
         Ok(copied)
     })();
@@ -130,7 +132,7 @@ fn copy_differences(
     old: &Beneath,
     new: &Beneath,
     size: u64,
-    report: &mut dyn FnMut(u64) -> Result<()>,
+    report: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<u64> {
     let block_bytes = u64::from(layer.place().block_bytes);
     let mut fill = fill_alone(layer, &old.parents);
@@ -138,7 +140,7 @@ fn copy_differences(
     for block in 0..size.div_ceil(block_bytes) {
         let start = block * block_bytes;
         let end = size.min(start + block_bytes);
-        report(start)?;
+        report(start, copied)?;
         if old.places(start..end)? == new.places(start..end)? {
             continue;
         }
@@ -150,7 +152,7 @@ fn copy_differences(
                     copied += fill(block as u32, differing.start - start..differing.end - start)?;
                 }
             }
-            report(at)?;
+            report(at, copied)?;
             at = to;
         }
     }

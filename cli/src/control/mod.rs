@@ -5,6 +5,7 @@
 
 mod client;
 mod crcs;
+mod listener;
 mod protocol;
 mod server;
 

@@ -1,10 +1,14 @@
 //! What is said on the control socket: one JSON object a line.
 
 use crate::failure::{Code, Failure};
+use crate::progress;
 use crate::snapshot::Part;
+use cowvhd::convert::{Phase, Progress};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::io::{self, BufRead, Read, Write};
+use std::num::NonZeroU64;
+use std::path::PathBuf;
 
 /// Bytes of the longest line.
 pub(crate) const MAX_LINE_BYTES: u64 = 64 << 10;
@@ -21,12 +25,35 @@ pub(crate) enum Request {
         #[serde(default)]
         state: Vec<Part>,
     },
+    /// The disk takes over what the layers above a point hold; without a point, all layers. A point is the name of a snapshot or the
+    /// absolute path of a layer.
+    Merge {
+        #[serde(default)]
+        until: Option<PathBuf>,
+        /// Bytes that are copied in a second, at most.
+        #[serde(default)]
+        rate: Option<NonZeroU64>,
+    },
+    /// A snapshot of the disk goes.
+    SnapshotDelete {
+        name: String,
+        #[serde(default)]
+        rate: Option<NonZeroU64>,
+    },
 }
 
 /// What it is told.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", rename_all_fields = "kebab-case")]
 pub(crate) enum Answer {
+    /// How far work has come that takes long; the answer proper follows.
+    Progress {
+        phase: String,
+        /// Bytes of the disk.
+        done: u64,
+        total: u64,
+        copied: u64,
+    },
     /// It was done; what there is to say about it.
     Done(Value),
     /// It was not done.
@@ -62,10 +89,20 @@ impl Answer {
         }
     }
 
+    /// How far work has come.
+    pub(crate) fn progress(progress: Progress) -> Self {
+        let Progress { phase, done, total, copied } = progress;
+        Answer::Progress { phase: progress::name(phase).into(), done, total, copied }
+    }
+
     /// What was done or not, on the other side.
-    pub(crate) fn into_result(self) -> Result<Value, Failure> {
+    pub(crate) fn into_result(self) -> Result<Said, Failure> {
         match self {
-            Answer::Done(value) => Ok(value),
+            Answer::Progress { phase, done, total, copied } => {
+                let phase = if phase == progress::name(Phase::Sync) { Phase::Sync } else { Phase::Copy };
+                Ok(Said::Progress(Progress { phase, done, total, copied }))
+            }
+            Answer::Done(value) => Ok(Said::Done(value)),
             Answer::Failed { exit_code, message } => {
                 let codes = [Code::Usage, Code::Cancelled];
                 let code = codes.into_iter().find(|&code| code as u8 == exit_code).unwrap_or(Code::Failed);
@@ -73,6 +110,15 @@ impl Answer {
             }
         }
     }
+}
+
+/// What a client hears.
+#[derive(Debug)]
+pub(crate) enum Said {
+    /// How far it has come.
+    Progress(Progress),
+    /// It was done.
+    Done(Value),
 }
 
 /// Writes a line.

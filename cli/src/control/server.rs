@@ -1,14 +1,17 @@
 //! The server's side: a thread that accepts clients, and one for each of them.
 //!
-//! Requests are done one after the other, whoever asks. The end waits for the one that is being done, so that the disk is not
+//! What one client asks is done one after the other; of all clients so are snapshots. A merge or a deletion goes on beside that, one at
+//! a time, and stops when its client leaves or the server is to end. The end waits for what is being done, so that the disk is not
 //! closed under it.
 
 use super::crcs::CrcWriter;
+use super::listener::Listener;
 use super::protocol::{Answer, Request, Status, receive, send};
 use crate::failure::{Code, Failure};
+use crate::merge::Merged;
 use crate::snapshot;
 use cowvhd::Disk;
-use cowvhd::snapshot::SnapshotName;
+use cowvhd::snapshot::{SnapshotName, delete_running, merge_running};
 use cowvhd_export::{PrivateSocket, ShutdownHandle};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -18,9 +21,12 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// Clients at once; others wait.
 const MAX_CLIENTS: usize = 8;
+/// So long a client may leave what it is told unread.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is served.
 pub(crate) struct Served {
@@ -29,6 +35,8 @@ pub(crate) struct Served {
     pub(crate) nbd: String,
     pub(crate) server: ShutdownHandle,
     pub(crate) crcs: CrcWriter,
+    pub(crate) one_snapshot: Mutex<()>,
+    pub(crate) one_deletion: Mutex<()>,
 }
 
 /// Answers requests until it is dropped.
@@ -42,7 +50,7 @@ impl Control {
     pub(crate) fn start(path: &Path, served: Served) -> io::Result<Self> {
         let socket = PrivateSocket::bind(path, true)?;
         let (stop, stopped) = UnixStream::pair()?;
-        let served = Arc::new(Mutex::new(served));
+        let served = Arc::new(served);
         let acceptor = std::thread::Builder::new()
             .name("control".into())
             .spawn(move || accept(&socket, &stopped, &served))?;
@@ -65,7 +73,7 @@ struct Talk {
     thread: JoinHandle<()>,
 }
 
-fn accept(socket: &PrivateSocket, stopped: &UnixStream, served: &Arc<Mutex<Served>>) {
+fn accept(socket: &PrivateSocket, stopped: &UnixStream, served: &Arc<Served>) {
     let mut talks: Vec<Talk> = Vec::new();
     while let Ok(Some(stream)) = socket.accept(stopped) {
         talks.retain(|talk| !talk.thread.is_finished());
@@ -95,7 +103,11 @@ fn accept(socket: &PrivateSocket, stopped: &UnixStream, served: &Arc<Mutex<Serve
 }
 
 /// Answers one client until it leaves or says what cannot be understood.
-fn talk_to(stream: &UnixStream, served: &Mutex<Served>) {
+fn talk_to(stream: &UnixStream, served: &Served) {
+    // Nobody who does not read what he is told keeps work from going on, or the server from ending.
+    if stream.set_write_timeout(Some(PATIENCE)).is_err() {
+        return;
+    }
     let mut reader = BufReader::new(stream);
     loop {
         let line = match receive(&mut reader) {
@@ -108,7 +120,7 @@ fn talk_to(stream: &UnixStream, served: &Mutex<Served>) {
             }
         };
         let result = match serde_json::from_str(&line) {
-            Ok(request) => served.lock().execute(request),
+            Ok(request) => served.execute(request, stream),
             Err(error) => {
                 let what = format!("a request that cannot be understood: {error}");
                 Err(Failure::with_code(Code::Usage, what))
@@ -121,13 +133,35 @@ fn talk_to(stream: &UnixStream, served: &Mutex<Served>) {
 }
 
 impl Served {
-    fn execute(&self, request: Request) -> Result<Value, Failure> {
+    fn execute(&self, request: Request, client: &UnixStream) -> Result<Value, Failure> {
         let answer = match request {
             Request::Status {} => serde_json::to_value(self.status()),
             Request::SnapshotCreate { name, state } => {
+                let _one_after_the_other = self.one_snapshot.lock();
                 let paths = snapshot::take(&[&self.disk], &SnapshotName::new(&name)?, &state)?;
                 paths.iter().for_each(|path| self.crcs.add(path.clone()));
                 serde_json::to_value(json!({"snapshot": paths.first()}))
+            }
+            Request::Merge { until, rate } => {
+                let mut listener = Listener::new(client, rate);
+                let merged =
+                    merge_running(&self.disk, until.as_deref(), &mut |progress| listener.hear(progress))?;
+                let layers = merged.layers.iter().map(std::path::absolute);
+                let layers = layers.collect::<io::Result<Vec<PathBuf>>>();
+                let layers =
+                    layers.map_err(|error| Failure::new(format!("the working directory: {error}")))?;
+                serde_json::to_value(Merged { copied_bytes: merged.copied, layers })
+            }
+            Request::SnapshotDelete { name, rate } => {
+                let (name, mut listener) = (SnapshotName::new(&name)?, Listener::new(client, rate));
+                let Some(_one_at_a_time) = self.one_deletion.try_lock() else {
+                    let file = self.file.display();
+                    let what = format!("{file}: another snapshot of it is being deleted: try again later");
+                    return Err(Failure::new(what));
+                };
+                let _files = self.crcs.keep_closed();
+                let copied = delete_running(&self.disk, &name, &mut |progress| listener.hear(progress))?;
+                serde_json::to_value(json!({"copied-bytes": copied}))
             }
         };
         answer.map_err(|error| Failure::new(format!("cannot write JSON: {error}")))

@@ -1,34 +1,65 @@
 //! `cowvhd snapshot delete`.
 
+use crate::control::{Client, Request};
 use crate::failure::Failure;
-use crate::long_work::long_work;
+use crate::long_work::Steps;
+use crate::output;
 use crate::parents::Parents;
-use crate::progress::Style;
 use cowvhd::snapshot::{SnapshotName, delete};
+use serde::Serialize;
 use std::path::PathBuf;
 
-/// Deletes a snapshot of a disk that is not in use. What the disk, its other snapshots and all other disks show stays the same.
+/// The version of the JSON object.
+const SCHEMA: u32 = 1;
+
+/// Deletes a snapshot. What the disk, its other snapshots and all other disks show stays the same.
 ///
-/// What the snapshot holds moves into the layer over it; then its file goes. One that another disk is made over stays. ^C ends it at any
-/// time, and so does a kill: started again, it goes on where it was.
+/// What the snapshot holds moves into the layer over it; then its file goes. A disk that is being served goes on being served: its server
+/// does it. A snapshot that another disk is made over stays. ^C ends it at any time, and so does a kill: started again, it goes on where
+/// it was.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Delete {
     /// The disk's file.
     file: PathBuf,
     /// The snapshot.
     name: String,
-    /// How progress is shown; "auto" draws a bar on a terminal and nothing elsewhere.
-    #[arg(long, value_name = "STYLE", default_value = "auto")]
-    progress: Style,
+    /// Prints one JSON object.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    steps: Steps,
     #[command(flatten)]
     parents: Parents,
+}
+
+/// The JSON object; docs/tool.md describes it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Report {
+    schema: u32,
+    filename: String,
+    name: String,
+    copied_bytes: u64,
 }
 
 impl Delete {
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let name = SnapshotName::new(&self.name)?;
-        let options = self.parents.options();
-        long_work(self.progress, |progress| delete(&options, &self.file, &name, progress))??;
-        Ok(())
+        let copied_bytes = match Client::connect(&self.file)? {
+            Some(mut client) => {
+                let request = Request::SnapshotDelete { name: self.name.clone(), rate: self.steps.rate };
+                let answer = client.work(&request, &self.steps)?;
+                answer.get("copied-bytes").and_then(|bytes| bytes.as_u64()).unwrap_or_default()
+            }
+            None => {
+                let options = self.parents.options();
+                self.steps.run(|progress| delete(&options, &self.file, &name, progress))?
+            }
+        };
+        if !self.json {
+            return Ok(());
+        }
+        let filename = self.file.to_string_lossy().into_owned();
+        output::print_json(&Report { schema: SCHEMA, filename, name: name.to_string(), copied_bytes })
     }
 }
