@@ -17,6 +17,7 @@ use parking_lot::{Mutex, MutexGuard};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -205,6 +206,12 @@ impl SimVfs {
     pub fn content_hash(&self, path: &Path) -> Option<u64> {
         let state = self.state.lock();
         Some(state.files.get(state.names.get(path)?)?.cache.hash())
+    }
+
+    /// The same as if zeros stood in a range of bytes of whole 4 KiB pages.
+    pub fn content_hash_without(&self, path: &Path, range: Range<u64>) -> Option<u64> {
+        let state = self.state.lock();
+        Some(state.files.get(state.names.get(path)?)?.cache.hash_without(range))
     }
 
     /// Changes bytes of a file on the medium and in the cache, and nothing else: bit rot.

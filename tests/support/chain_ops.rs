@@ -8,7 +8,6 @@ use cowvhd::vfs::{Access, Vfs};
 use cowvhd::vhd::{DiskType, Footer};
 use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions};
 use std::collections::HashSet;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -203,11 +202,7 @@ impl Chain {
 
 /// A hash of all of a sealed image but its registry of children and the dead journal, whose holes need not be durable.
 fn sealed_hash(vfs: &SimVfs, path: &Path) -> Option<u64> {
-    let mut bytes = vfs.content(path)?;
-    bytes.get_mut(65536..262_144 + (128 << 10))?.fill(0);
-    let mut hasher = DefaultHasher::new();
-    bytes.hash(&mut hasher);
-    Some(hasher.finish())
+    vfs.content_hash_without(path, 65536..262_144 + (128 << 10))
 }
 
 /// Judges a state in the middle of an operation that keeps what the disk shows and changes no parent.
