@@ -105,6 +105,12 @@ defects! {
     ExchangeBeforeManifest,
     /// The name of a VM state's manifest is not durable before the names of leaves and children are exchanged.
     ManifestNameNotDurable,
+    /// A seal is taken away because its checkpoint was not committed, which another process can still do.
+    UndecidedCheckpoint,
+    /// The name of a manifest that only a cache may hold counts as the commit of a checkpoint.
+    CommitFromCache,
+    /// A disk commits a checkpoint in place of its leader while other disks' seals are not durable.
+    CommitBeforeDurableSeals,
     /// The manifest of a VM state gets its name before it is synced.
     ManifestNotSynced,
     /// Parts of a VM state are made before the leaf notes that they are under way.

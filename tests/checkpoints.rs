@@ -5,8 +5,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "support/checkpoints.rs"]
-mod support;
+mod checkpoints;
+#[path = "support/groups.rs"]
+mod groups;
 
+use checkpoints::{Story, cut_anywhere, judge};
 use cowvhd::sim::{Bounds, Fault, FaultPlan, SimVfs};
 use cowvhd::snapshot::{self, Checkpoint, SnapshotName};
 use cowvhd::vfs::Vfs;
@@ -14,7 +17,6 @@ use cowvhd::{CreateOptions, ErrorKind, OpenOptions};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
-use support::{Story, cut_anywhere, judge};
 
 /// How many states are made of a crash point; more with `COWVHD_SNAPSHOT_STATES`, a factor.
 fn bound(states: usize) -> usize {
@@ -56,6 +58,15 @@ fn a_failure_at_any_step() {
             }
         }
     }
+}
+
+/// The disks are open in two processes, and a third one leads: any of them is killed after any step, and what it leaves is what
+/// the others go on with. Then the power is cut at every step of that.
+#[test]
+fn any_process_of_a_checkpoint_is_killed_at_any_step() {
+    let judged = groups::end_anywhere(bound(6)).unwrap_or_else(|what| panic!("{what}"));
+    println!("{judged} distinct states: no violation");
+    assert!(judged > 1000, "{judged}");
 }
 
 /// What is dropped leaves nothing, and one at a time is made.

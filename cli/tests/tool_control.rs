@@ -8,29 +8,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
-use tool_support::{Bench, listens};
-
-/// A connection that says lines and reads answers.
-struct Talk(BufReader<UnixStream>);
-
-impl Talk {
-    fn to(path: &Path) -> Self {
-        Talk(BufReader::new(UnixStream::connect(path).unwrap()))
-    }
-
-    fn ask(&mut self, line: &str) -> serde_json::Value {
-        writeln!(self.0.get_mut(), "{line}").unwrap();
-        self.answer().unwrap()
-    }
-
-    /// `None` when the server has closed the connection.
-    fn answer(&mut self) -> Option<serde_json::Value> {
-        let mut line = String::new();
-        self.0.read_line(&mut line).unwrap();
-        (!line.is_empty()).then(|| serde_json::from_str(&line).unwrap())
-    }
-}
+use tool_support::{Bench, Talk, listens};
 
 #[test]
 fn the_server_tells_its_status() {

@@ -14,18 +14,20 @@
 //!
 //! A seal may name the manifest of a VM state, which may be shared by several disks. Then **the manifest's name** is the commit: the
 //! exchanges follow, and are finished by whoever opens a disk. As long as there is no such manifest the seal is taken away again,
-//! durably, and what is left is a snapshot under way. The state's files go with the rest of it.
+//! durably, and what is left is a snapshot under way; `decision.rs` sees to it that there never will be one. The state's files go
+//! with the rest of it.
 //!
 //! C's content was never promised to anybody before the exchange was durable, and afterwards C is `vm.vhd`. A read-only open changes
 //! nothing: it shows the leaf.
 
+use super::decision::decide;
 use super::leaf::{Leaf, SnapshotName};
 use super::registry::Children;
 use crate::defect::{self, Defect};
 use crate::error::{Error, Result};
 use crate::ext::Lineage;
-use crate::layer::{Headers, Image, LockedImage, refusal};
-use crate::state::{self, StateNames};
+use crate::layer::{Headers, Image, LockedImage, StateLink, refusal};
+use crate::state::StateNames;
 use crate::sync::Arc;
 use crate::vfs::{Access, Vfs};
 use crate::vhd::UniqueId;
@@ -143,11 +145,10 @@ fn finish(vfs: &dyn Vfs, image: &LockedImage, leaf: &Leaf, lineage: &Lineage) ->
 
 /// Whether the seal counts: it names no VM state, or that is there.
 fn is_committed(vfs: &dyn Vfs, leaf: &Leaf, lineage: &Lineage) -> Result<bool> {
-    let name = lineage.manifest.as_bytes();
-    if name.is_empty() || defect::active(Defect::ExchangeWithoutManifest) {
+    if lineage.manifest.as_bytes().is_empty() || defect::active(Defect::ExchangeWithoutManifest) {
         return Ok(true);
     }
-    state::is_published(vfs, leaf.folder(), name, lineage.state_digest)
+    decide(vfs, leaf.folder(), &StateLink { digest: lineage.state_digest, manifest: lineage.manifest })
 }
 
 /// Takes away what there is of a snapshot that was not committed, its VM state included.

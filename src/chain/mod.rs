@@ -15,6 +15,7 @@
 mod candidates;
 mod commit;
 mod create;
+mod decision;
 mod descriptors;
 mod flat;
 
@@ -33,6 +34,7 @@ pub(crate) use commit::{
     exchange, open_for_maintenance, open_leaf, remove_child, sync_folder, with_recovered_layers,
 };
 pub(crate) use create::{create_child, register, seal_parent, unregister};
+pub(crate) use decision::{commit_if_sealed, decide};
 pub(crate) use descriptors::bound;
 pub use leaf::SnapshotName;
 pub(crate) use leaf::{Leaf, snapshot_path};

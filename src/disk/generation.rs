@@ -132,11 +132,9 @@ impl Generations {
     /// On return nobody reads or changes the old leaf but through the new one's parents; flushes of the old leaf that were called
     /// before may still be under way. Flushes called from now on, and a close, wait for the end of the returned [`Switch`].
     pub(super) fn switch(&self, child: Box<Layer>) -> Result<Switch<'_>> {
-        let ready = self.prepare(child)?;
-        let mut stripes = self.freeze();
-        ready.put_in(&mut stripes);
-        drop(stripes);
-        Ok(ready.settle())
+        let switch = self.prepare(child)?.hold().switch();
+        switch.drain();
+        Ok(switch)
     }
 
     /// All of a [`Generations::switch`] that can be done before changes stop.
@@ -265,7 +263,7 @@ fn check(old: &Generation, child: &Layer) -> Result<()> {
     Ok(())
 }
 
-/// A new leaf that is about to become the leaf of a disk.
+/// A new leaf that is about to become the leaf of a disk. Dropped, it does not.
 #[derive(Debug)]
 pub(crate) struct Ready<'a> {
     generations: &'a Generations,
@@ -275,29 +273,31 @@ pub(crate) struct Ready<'a> {
 }
 
 impl<'a> Ready<'a> {
-    /// The same as [`Generations::switch`] for several disks at one point: a change that began after another one returned is not
-    /// in an old leaf when that one is in a new one. Whoever calls it sees to it that nobody else does, for the same disks, in
-    /// another order.
-    pub(crate) fn switch_together(all: Vec<Self>) -> Vec<Switch<'a>> {
-        let mut frozen: Vec<_> = all.iter().map(|ready| ready.generations.freeze()).collect();
-        all.iter().zip(&mut frozen).for_each(|(ready, stripes)| ready.put_in(stripes));
-        drop(frozen);
-        all.into_iter().map(Ready::settle).collect()
+    /// Stops changes: no change is under way on return, and all that were before are committed to the old leaf. They go on with
+    /// [`Stopped::switch`], or when the value is dropped. Whoever holds several disks sees to it that nobody else does, for the
+    /// same ones, in another order.
+    pub(crate) fn hold(self) -> Stopped<'a> {
+        Stopped { stripes: self.generations.freeze(), ready: self }
     }
+}
 
-    /// Puts the new leaf in, while changes are stopped.
-    fn put_in(&self, stripes: &mut [RwLockWriteGuard<'_, Arc<Generation>>]) {
+/// A disk whose changes wait until it has its new leaf. Where several of them are held before the first one goes on, they have it
+/// at one point: a change that began after another one returned is not in an old leaf when that one is in a new one.
+#[derive(Debug)]
+pub(crate) struct Stopped<'a> {
+    stripes: Vec<RwLockWriteGuard<'a, Arc<Generation>>>,
+    ready: Ready<'a>,
+}
+
+impl<'a> Stopped<'a> {
+    /// Puts the new leaf in, and lets changes go on. Reads of the old generation may be under way: see [`Switch::drain`].
+    pub(crate) fn switch(self) -> Switch<'a> {
+        let Stopped { mut stripes, ready: Ready { generations, turn, old, next } } = self;
         // The cut: a flush that comes from here on has to wait; one that came before needs the old leaf alone.
-        *self.generations.latest.lock() = Latest { generation: Arc::clone(&self.next), pending: true };
-        self.generations.show(&self.next);
-        stripes.iter_mut().for_each(|current| **current = Arc::clone(&self.next));
-    }
-
-    /// Waits for reads of the old generation, when changes go on.
-    fn settle(self) -> Switch<'a> {
-        let Ready { generations, turn, old, next } = self;
-        let switch = Switch { generations, _turn: turn, old, ended: false };
-        generations.drain(&next);
+        *generations.latest.lock() = Latest { generation: Arc::clone(&next), pending: true };
+        let switch = Switch { generations, _turn: turn, old, next: Arc::clone(&next), ended: false };
+        generations.show(&next);
+        stripes.iter_mut().for_each(|current| **current = Arc::clone(&next));
         switch
     }
 }
@@ -310,10 +310,16 @@ pub(crate) struct Switch<'a> {
     generations: &'a Generations,
     _turn: MutexGuard<'a, ()>,
     old: Arc<Layer>,
+    next: Arc<Generation>,
     ended: bool,
 }
 
 impl Switch<'_> {
+    /// Waits for reads of the old generation; changes go on.
+    pub(crate) fn drain(&self) {
+        self.generations.drain(&self.next);
+    }
+
     /// The layer that was the leaf: complete, unsynced, and not written to any more.
     pub(crate) fn old_leaf(&self) -> &Arc<Layer> {
         &self.old

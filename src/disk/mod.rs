@@ -11,7 +11,7 @@ mod merging;
 mod storage;
 mod turn;
 
-pub(crate) use generation::{Ready, Switch};
+pub(crate) use generation::{Ready, Stopped, Switch};
 pub use info::{DiskInfo, ForeignChanges, JournalState};
 pub(crate) use merging::Merging;
 

@@ -43,6 +43,11 @@ impl FileState {
         self.pending.iter().map(|pending| &pending.change)
     }
 
+    /// Nobody holds a lock any more.
+    pub(super) fn break_locks(&mut self) {
+        (self.shared_locks, self.exclusive_lock, self.registry_lock) = (0, false, false);
+    }
+
     /// Puts a change into the cache and gives it a number.
     fn change(&mut self, change: Change) {
         self.cache.apply(&change);

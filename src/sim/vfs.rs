@@ -173,6 +173,17 @@ impl SimVfs {
         *self.hook.lock() = hook.map(Arc::new);
     }
 
+    /// The processes that have the file at `path` open are killed, as far as locks go: whoever plays one must not use its handles
+    /// any more, and must not drop them either.
+    pub fn break_locks(&self, path: &Path) {
+        let mut state = self.state.lock();
+        if let Some(id) = state.names.get(path)
+            && let Ok(file) = state.file(id)
+        {
+            file.break_locks();
+        }
+    }
+
     /// Plans faults for the operations to come.
     pub fn set_faults(&self, faults: FaultPlan) {
         self.state.lock().faults = faults;

@@ -1,6 +1,7 @@
 //! Snapshots of several disks at one point, with or without the state of the VM: all of it or nothing.
 //!
-//! Each step is durable before the next; `chain/commit.rs` says what an open makes of what a crash leaves:
+//! The disks may be open in several processes. One leads: it makes the files of the state, and tells each disk's [`Participant`] what to
+//! do. Each step is durable before the next; `chain/commit.rs` says what an open makes of what a crash leaves:
 //!
 //! 1. In the first disk's leaf: NAME is under way. From here on whoever opens it takes the state's files away.
 //! 2. The blobs, as they are written by whoever saves the VM. They are synced, and their digests taken.
@@ -12,18 +13,79 @@
 //! 8. The names of each leaf and its child are exchanged. Flushes go on.
 //!
 //! A seal whose manifest has no name is taken away again by the next open: nothing was acknowledged since step 5. One whose
-//! manifest has its name is finished.
+//! manifest has its name is finished. Whoever takes a seal away sees to it first that nobody can give the manifest its name
+//! any more (`chain/decision.rs`).
 
 use super::SnapshotName;
-use super::create::{Prepared, Snapshot};
-use crate::defect::{self, Defect};
-use crate::disk::{Checkpointing, Disk, Ready};
+use super::member::Member;
+use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::ext::Name;
-use crate::layer::{Layer, StateLink};
-use crate::state::{Blob, Draft, Manifest, StateNames};
+use crate::layer::StateLink;
+use crate::state::{Blob, Digest, Draft, Manifest, ManifestDisk, StateNames};
 use crate::sync::Arc;
+use crate::vfs::Vfs;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+
+/// A disk of a checkpoint, wherever it is open. The steps come in this order, each of them for all disks before the next. One that is
+/// dropped before its switch leaves the disk as it was.
+pub trait Participant: std::fmt::Debug {
+    /// The layer that is sealed, with its seal, and the name of the disk.
+    fn disk(&self) -> &ManifestDisk;
+
+    /// The folder of the disk, as a path without links.
+    fn folder(&self) -> &Path;
+
+    /// Makes the child that is to take the changes; durable on return.
+    fn prepare(&mut self) -> Result<()>;
+
+    /// Stops changes: on return none is under way. Reads and flushes go on.
+    fn hold(&mut self) -> Result<()>;
+
+    /// Lets changes go on, into the child, while flushes wait; and names the state that the seal is to name.
+    fn switch(&mut self, state: &StateRef) -> Result<()>;
+
+    /// Flushes and seals the leaf; durable on return.
+    fn seal(&mut self) -> Result<()>;
+
+    /// Gives the child its place, when the manifest has its name durably, and returns the snapshot's path. Flushes go on.
+    fn commit(&mut self) -> Result<PathBuf>;
+
+    /// Stops the disk after a switch: it is unknown whether the checkpoint is committed.
+    fn fail(&mut self, cause: &str);
+}
+
+/// A VM state as seals name it: its manifest's name and digest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateRef {
+    manifest: Vec<u8>,
+    digest: Digest,
+}
+
+impl StateRef {
+    /// The state whose manifest has this file name, in the disks' folder, and this digest.
+    pub fn new(manifest: &OsStr, digest: Digest) -> Result<Self> {
+        // What is no name of a manifest here is none later, when it decides what becomes of the disk.
+        StateNames::of_manifest(Path::new(""), manifest)?;
+        Ok(StateRef { manifest: manifest.as_bytes().to_vec(), digest })
+    }
+
+    /// The manifest's file name.
+    pub fn manifest(&self) -> &OsStr {
+        OsStr::from_bytes(&self.manifest)
+    }
+
+    /// The manifest's digest.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    pub(super) fn link(&self) -> StateLink {
+        StateLink { digest: self.digest.0, manifest: Name::new(&self.manifest).unwrap_or_default() }
+    }
+}
 
 /// A snapshot of the disks of a VM and of its state that is being made. Dropped, it leaves the disks as they are and the
 /// state's files nowhere.
@@ -33,11 +95,10 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 #[must_use]
 pub struct Checkpoint<'a> {
-    snapshots: Vec<Snapshot<'a>>,
     names: StateNames,
-    /// `None` once its files are not to be taken away any more.
+    /// `None` once its files are not to be taken away any more. Goes before the participants, the first of which forgets it then.
     draft: Option<Draft>,
-    _turns: Vec<Checkpointing<'a>>,
+    participants: Vec<Box<dyn Participant + 'a>>,
 }
 
 impl Disk {
@@ -61,32 +122,40 @@ impl<'a> Checkpoint<'a> {
     /// The same as [`Disk::checkpoint`] for a VM with several disks, which all lie in one folder. The files of the state are
     /// called after the first of them.
     pub fn begin(disks: &[&'a Disk], name: &SnapshotName) -> Result<Self> {
-        if disks.is_empty() || disks.len() > Manifest::MAX_DISKS {
-            let what = format!("a snapshot is of 1 to {} disks, not of {}", Manifest::MAX_DISKS, disks.len());
-            return Err(Error::Invalid { what });
+        check_count(disks.len())?;
+        let Some(first) = disks.first() else { return Err(Error::Invalid { what: "no disk".into() }) };
+        let mut participants: Vec<Box<dyn Participant + 'a>> = Vec::new();
+        for (number, disk) in disks.iter().enumerate() {
+            participants.push(Box::new(Member::begin(disk, name, number == 0)?));
         }
-        let turns = disks.iter().map(|disk| disk.origin().snapshots.checkpoint(disk.path()));
-        let turns = turns.collect::<Result<Vec<_>>>()?;
-        let snapshots = disks.iter().map(|disk| Snapshot::new(disk, name)).collect::<Result<Vec<_>>>()?;
-        let [first, others @ ..] = &snapshots[..] else {
-            return Err(Error::Invalid { what: "no disk".into() });
+        Self::of(Arc::clone(&first.origin().options.vfs), participants, name)
+    }
+
+    /// The same for disks that are open in any processes: the first of the participants keeps the state ([`Member::begin`]), the
+    /// others do not. `vfs` is where the disks lie.
+    pub fn of(
+        vfs: Arc<dyn Vfs>,
+        participants: Vec<Box<dyn Participant + 'a>>,
+        name: &SnapshotName,
+    ) -> Result<Self> {
+        check_count(participants.len())?;
+        let path = |participant: &dyn Participant| {
+            participant.folder().join(OsStr::from_bytes(&participant.disk().file_name))
         };
-        let vfs = Arc::clone(first.vfs());
-        for snapshot in others {
-            if snapshot.folder() != first.folder() {
+        let Some(first) = participants.first() else { return Err(Error::Invalid { what: "no disk".into() }) };
+        for other in &participants {
+            if other.folder() != first.folder() {
                 let what = format!(
                     "{} does not lie in {}, where the first disk is: the disks of one snapshot lie in one folder",
-                    snapshot.leaf_path().display(),
+                    path(&**other).display(),
                     first.folder().display()
                 );
                 return Err(Error::Invalid { what });
             }
-            snapshot.check_no_state()?;
         }
-        let names = StateNames::new(&first.leaf_path(), name.as_str())?;
+        let names = StateNames::new(&path(&**first), name.as_str())?;
         let draft = Draft::new(vfs, names.clone())?;
-        first.note_in_leaf()?;
-        Ok(Checkpoint { snapshots, names, draft: Some(draft), _turns: turns })
+        Ok(Checkpoint { names, draft: Some(draft), participants })
     }
 
     /// Starts another part of the VM's state, with a name of 1 to 64 of the characters `A-Z a-z 0-9 . _ -`, such as `ram`. Its file
@@ -110,79 +179,35 @@ impl<'a> Checkpoint<'a> {
     /// and takes the state's files away; after one later they are stopped, and opening them again shows all with the
     /// snapshot or all without.
     pub fn commit(mut self) -> Result<Vec<PathBuf>> {
-        let disks = self.snapshots.iter().map(Snapshot::sealed_disk).collect();
+        let disks = self.participants.iter().map(|participant| participant.disk().clone()).collect();
         let digest = self.draft()?.write_manifest(disks)?;
         let manifest = self.names.manifest();
-        let manifest = manifest.file_name().unwrap_or_default().as_encoded_bytes();
-        let state = StateLink { digest: digest.0, manifest: Name::new(manifest).unwrap_or_default() };
-
-        let mut children = Vec::new();
-        let ready = self.prepare(&mut children);
-        let ready = match ready {
-            Ok(ready) => ready,
-            Err(error) => {
-                // First the files, then the notes of them. The rest is left for the next open.
-                if self.draft.take().is_none_or(|draft| draft.discard().is_ok()) {
-                    self.snapshots
-                        .iter()
-                        .zip(&children)
-                        .for_each(|(snapshot, child)| snapshot.take_back(child));
-                    if children.is_empty() {
-                        self.forget();
-                    }
-                }
-                return Err(error);
-            }
-        };
-        let switches = Ready::switch_together(ready);
-
-        let mut result = self
-            .snapshots
-            .iter()
-            .zip(&children)
-            .zip(&switches)
-            .try_for_each(|((snapshot, child), switch)| snapshot.seal(child, switch, state));
-        let exchange = |snapshots: &[Snapshot<'_>]| snapshots.iter().try_for_each(Snapshot::exchange);
-        let too_early = defect::active(Defect::ExchangeBeforeManifest);
-        if result.is_ok() && too_early {
-            result = exchange(&self.snapshots);
+        let state = StateRef::new(manifest.file_name().unwrap_or_default(), digest)?;
+        let participants = &mut self.participants;
+        participants.iter_mut().try_for_each(|participant| participant.prepare())?;
+        participants.iter_mut().try_for_each(|participant| participant.hold())?;
+        let sealed = participants
+            .iter_mut()
+            .try_for_each(|participant| participant.switch(&state))
+            .and_then(|()| participants.iter_mut().try_for_each(|participant| participant.seal()));
+        let published = sealed.and_then(|()| self.draft.take().map_or(Ok(()), Draft::publish));
+        if let Err(error) = published {
+            let cause = error.to_string();
+            self.participants.iter_mut().for_each(|participant| participant.fail(&cause));
+            return Err(error);
         }
-        if let (Ok(()), Some(draft)) = (&result, self.draft.take()) {
-            result = draft.publish();
-        }
-        if result.is_ok() && !too_early {
-            result = exchange(&self.snapshots);
-        }
-        let ends = self.snapshots.drain(..).zip(switches);
-        let paths = ends.map(|(snapshot, switch)| snapshot.end(switch, &result)).collect();
-        result.map(|()| paths)
-    }
-
-    /// Makes the children, and adds them to `children` as far as they come.
-    fn prepare(&self, children: &mut Vec<Prepared>) -> Result<Vec<Ready<'a>>> {
-        let mut layers: Vec<Box<Layer>> = Vec::new();
-        for snapshot in &self.snapshots {
-            let (layer, prepared) = snapshot.prepare()?;
-            layers.push(layer);
-            children.push(prepared);
-        }
-        self.snapshots.iter().zip(layers).map(|(snapshot, layer)| snapshot.ready(layer)).collect()
-    }
-
-    /// There is nothing of the state any more.
-    fn forget(&self) {
-        if let Some(first) = self.snapshots.first() {
-            first.forget_in_leaf();
-        }
+        // What one of them cannot do now the next open of its disk does.
+        let ended: Vec<_> = self.participants.iter_mut().map(|participant| participant.commit()).collect();
+        ended.into_iter().collect()
     }
 }
 
-impl Drop for Checkpoint<'_> {
-    fn drop(&mut self) {
-        if let Some(draft) = self.draft.take()
-            && draft.discard().is_ok()
-        {
-            self.forget();
+fn check_count(disks: usize) -> Result<()> {
+    match disks {
+        1..=Manifest::MAX_DISKS => Ok(()),
+        _ => {
+            let what = format!("a snapshot is of 1 to {} disks, not of {disks}", Manifest::MAX_DISKS);
+            Err(Error::Invalid { what })
         }
     }
 }

@@ -23,6 +23,7 @@ use crate::state::{ManifestDisk, StateNames};
 use crate::sync::Arc;
 use crate::vfs::{Access, File, FileTime, Vfs};
 use crate::vhd::{Timestamp, UniqueId};
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -95,7 +96,7 @@ impl<'a> Snapshot<'a> {
     }
 
     /// The folder of the disk.
-    pub(super) fn folder(&self) -> &Path {
+    pub(super) fn folder(&self) -> &'a Path {
         self.places.folder()
     }
 
@@ -191,12 +192,17 @@ impl<'a> Snapshot<'a> {
     }
 
     /// The end, which is the snapshot's path, or stops the disk.
-    pub(super) fn end(self, switch: Switch<'_>, result: &Result<()>) -> PathBuf {
+    pub(super) fn end(&self, switch: Switch<'_>, result: &Result<()>) -> PathBuf {
         match result {
             Ok(()) => switch.commit(self.sealed()),
-            Err(error) => switch.fail(&format!("the snapshot \"{}\" failed: {error}", self.name)),
+            Err(error) => self.stop(switch, error),
         }
-        self.path
+        self.path.clone()
+    }
+
+    /// Stops the disk: its snapshot failed after changes went into the new file.
+    pub(super) fn stop(&self, switch: Switch<'_>, why: &dyn fmt::Display) {
+        switch.fail(&format!("the snapshot \"{}\" failed: {why}", self.name));
     }
 
     fn take(self) -> Result<PathBuf> {

@@ -222,22 +222,13 @@ impl Draft {
 
     /// Gives the manifest its name, durably, and with it the blobs theirs: from here on this is a VM state.
     pub fn publish(mut self) -> Result<()> {
-        let path = self.names.manifest();
         // As far as the file system knows permissions: against a machine that is told to share what it should map privately.
         for blob in self.blobs.get_mut() {
             let _ = blob.file.set_read_only(true);
         }
         // From here on it is unknown what the medium holds until the sync returns; so nothing is taken away any more.
         self.published = true;
-        self.vfs
-            .rename(&self.names.new_manifest(), &path)
-            .map_err(|error| Error::io(&path, "giving the manifest its name", error))?;
-        if defect::active(Defect::ManifestNameNotDurable) {
-            return Ok(());
-        }
-        self.vfs
-            .sync_dir(self.names.folder())
-            .map_err(|error| Error::io(&path, "making the manifest's name durable", error))
+        self.names.publish(&*self.vfs)
     }
 }
 
@@ -270,8 +261,25 @@ impl StateNames {
         Ok(found)
     }
 
+    /// Gives the manifest its name, durably. Fails where it has been taken away, which is how others say that it is too late.
+    pub(crate) fn publish(&self, vfs: &dyn Vfs) -> Result<()> {
+        let path = self.manifest();
+        vfs.rename(&self.new_manifest(), &path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Error::NotFound {
+                path: self.new_manifest(),
+                what: "the checkpoint was ended by somebody who has one of its disks open".into(),
+            },
+            _ => Error::io(&path, "giving the manifest its name", error),
+        })?;
+        if defect::active(Defect::ManifestNameNotDurable) {
+            return Ok(());
+        }
+        vfs.sync_dir(self.folder())
+            .map_err(|error| Error::io(&path, "making the manifest's name durable", error))
+    }
+
     /// Removes the state's files, the manifest first, and returns how many there were; the names are gone durably when this
-    /// returns. Other files, links and folders stay, whatever they are called.
+    /// returns, whoever has removed them. Other files, links and folders stay, whatever they are called.
     pub fn remove_all(&self, vfs: &dyn Vfs) -> Result<usize> {
         let existing = self.existing(vfs)?;
         for path in &existing {
@@ -282,10 +290,8 @@ impl StateNames {
                 _ => {}
             }
         }
-        if !existing.is_empty() {
-            vfs.sync_dir(self.folder())
-                .map_err(|error| Error::io(self.folder(), "syncing the folder", error))?;
-        }
+        // Also if there was none: whoever made them may have removed them a moment ago.
+        vfs.sync_dir(self.folder()).map_err(|error| Error::io(self.folder(), "syncing the folder", error))?;
         Ok(existing.len())
     }
 }

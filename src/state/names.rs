@@ -60,7 +60,7 @@ impl StateNames {
     }
 
     /// Where the manifest is written before it gets its name.
-    pub(super) fn new_manifest(&self) -> PathBuf {
+    pub(crate) fn new_manifest(&self) -> PathBuf {
         self.path(&format!("+~manifest{SUFFIX}"))
     }
 

@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 /// In the folder of the simulated file system.
 pub const DISKS: [&str; 2] = ["/a.vhd", "/b.vhd"];
-const SNAPSHOTS: [&str; 2] = ["/a@one.vhd", "/b@one.vhd"];
-const MANIFEST: &str = "/a@one.vmstate";
-const BLOBS: [(&str, usize); 2] = [("ram", 9000), ("devices", 700)];
+pub const SNAPSHOTS: [&str; 2] = ["/a@one.vhd", "/b@one.vhd"];
+pub const MANIFEST: &str = "/a@one.vmstate";
+pub const BLOBS: [(&str, usize); 2] = [("ram", 9000), ("devices", 700)];
 const BLOCK: u32 = 16 << 10;
 const RING: u64 = 128 << 10;
 const SIZE: u64 = 6 * (16 << 10);
@@ -22,25 +22,25 @@ const SECTOR: u64 = 512;
 pub struct Story {
     pub vfs: SimVfs,
     count: usize,
-    disks: Vec<Disk>,
+    pub disks: Vec<Disk>,
     histories: Vec<History>,
-    contents: Vec<Vec<u8>>,
+    pub contents: Vec<Vec<u8>>,
     /// What the snapshots have to hold.
-    saved: Vec<Vec<u8>>,
+    pub saved: Vec<Vec<u8>>,
     /// When the commit returned successfully.
-    done: Option<u64>,
+    pub done: Option<u64>,
     rng: Rng,
 }
 
-fn options(vfs: &SimVfs) -> OpenOptions {
+pub fn options(vfs: &SimVfs) -> OpenOptions {
     OpenOptions::new().vfs(Arc::new(vfs.clone()))
 }
 
-fn name() -> SnapshotName {
+pub fn name() -> SnapshotName {
     SnapshotName::new("one").unwrap()
 }
 
-fn blob(index: usize) -> Vec<u8> {
+pub fn blob(index: usize) -> Vec<u8> {
     (0..BLOBS[index].1).map(|at| (at / 100) as u8 ^ 0x5a).collect()
 }
 

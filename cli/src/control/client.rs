@@ -12,6 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 /// A connection to the server of a disk.
+#[derive(Debug)]
 pub(crate) struct Client {
     path: PathBuf,
     stream: BufReader<UnixStream>,
@@ -45,6 +46,11 @@ impl Client {
     /// Asks for something and waits for the answer, as long as it takes.
     pub(crate) fn ask(&mut self, request: &Request) -> Result<Value, Failure> {
         self.send(request)?;
+        self.answer()
+    }
+
+    /// Waits for the answer to what was asked, as long as it takes.
+    pub(crate) fn answer(&mut self) -> Result<Value, Failure> {
         loop {
             if let Said::Done(value) = self.hear()? {
                 return Ok(value);
@@ -88,7 +94,8 @@ impl Client {
         }
     }
 
-    fn send(&mut self, request: &Request) -> Result<(), Failure> {
+    /// Asks for something; [`Client::answer`] is due.
+    pub(crate) fn send(&mut self, request: &Request) -> Result<(), Failure> {
         send(self.stream.get_mut(), request).map_err(|error| self.broken(&error))
     }
 

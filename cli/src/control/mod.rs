@@ -6,11 +6,14 @@
 mod client;
 mod crcs;
 mod listener;
+mod member;
+mod participant;
 mod protocol;
 mod server;
 
 pub(crate) use client::Client;
 pub(crate) use crcs::CrcWriter;
+pub(crate) use participant::ServedDisk;
 pub(crate) use protocol::{Request, Status};
 pub(crate) use server::{Control, Served};
 

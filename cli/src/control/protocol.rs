@@ -4,6 +4,9 @@ use crate::failure::{Code, Failure};
 use crate::progress;
 use crate::snapshot::Part;
 use cowvhd::convert::{Phase, Progress};
+use cowvhd::snapshot::Participant;
+use cowvhd::state::ManifestDisk;
+use cowvhd::vhd::UniqueId;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::io::{self, BufRead, Read, Write};
@@ -40,6 +43,104 @@ pub(crate) enum Request {
         #[serde(default)]
         rate: Option<NonZeroU64>,
     },
+    /// The disk is to take part in a checkpoint of several, which this connection leads; the steps of it follow.
+    GroupJoin {
+        name: String,
+        /// The files of the state are called after this disk.
+        #[serde(default)]
+        keeps_state: bool,
+    },
+    /// Makes the file that is to take the guest's changes.
+    GroupPrepare {},
+    /// Holds the guest's changes.
+    GroupHold {
+        /// How long at most; the server's own limit without.
+        #[serde(default)]
+        limit_ms: Option<u64>,
+    },
+    /// Lets changes go on, into the new file, and seals the old one, while flushes wait.
+    GroupSeal {
+        /// File name of the manifest.
+        manifest: String,
+        digest: Digits,
+        /// How long flushes wait for the commit at most; the server's own limit without.
+        #[serde(default)]
+        limit_ms: Option<u64>,
+    },
+    /// The manifest has its name: the rest.
+    GroupCommit {},
+    /// It failed after a seal, and it is unknown whether it is committed: stops the disk.
+    GroupFail { cause: String },
+    /// It is given up.
+    GroupLeave {},
+}
+
+/// Bytes in hexadecimal digits.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Digits(String);
+
+impl Digits {
+    pub(crate) fn of(bytes: &[u8]) -> Self {
+        Digits(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// `None` if it is not of so many bytes.
+    pub(crate) fn bytes<const N: usize>(&self) -> Option<[u8; N]> {
+        let digits = self.0.as_bytes();
+        let mut bytes = [0; N];
+        for (byte, pair) in bytes.iter_mut().zip(digits.chunks(2)) {
+            let pair =
+                std::str::from_utf8(pair).ok().filter(|pair| pair.bytes().all(|c| c.is_ascii_hexdigit()))?;
+            *byte = u8::from_str_radix(pair, 16).ok()?;
+        }
+        (digits.len() == 2 * N).then_some(bytes)
+    }
+}
+
+/// The answer to a request to take part.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct Joined {
+    disk_id: Digits,
+    seal_id: Digits,
+    /// Of the disk, without its folder.
+    file_name: String,
+    /// As a path without links.
+    folder: String,
+}
+
+impl Joined {
+    /// What the leader has to know of a disk.
+    pub(crate) fn of(member: &impl Participant) -> Result<Self, Failure> {
+        let disk = member.disk();
+        let folder = member.folder();
+        let words = (String::from_utf8(disk.file_name.clone()).ok(), folder.to_str());
+        let (Some(file_name), Some(folder)) = words else {
+            return Err(Failure::new(format!(
+                "{}: a disk whose path is not UTF-8 cannot be in a snapshot of several disks while it is served",
+                folder.display()
+            )));
+        };
+        Ok(Joined {
+            disk_id: Digits::of(disk.disk_id.as_bytes()),
+            seal_id: Digits::of(&disk.seal_id),
+            file_name,
+            folder: folder.into(),
+        })
+    }
+
+    /// The disk and its folder.
+    pub(crate) fn to_disk(&self) -> Result<(ManifestDisk, PathBuf), String> {
+        match (self.disk_id.bytes(), self.seal_id.bytes()) {
+            (Some(disk_id), Some(seal_id)) => {
+                let file_name = self.file_name.clone().into_bytes();
+                let disk = ManifestDisk { disk_id: UniqueId::from_bytes(disk_id), seal_id, file_name };
+                Ok((disk, self.folder.clone().into()))
+            }
+            _ => Err("an id has 32 hexadecimal digits".into()),
+        }
+    }
 }
 
 /// What it is told.
@@ -157,6 +258,14 @@ mod tests {
         assert!(receive(b"{}").is_err());
         assert!(receive(b"\xff\n").is_err());
         assert!(receive(&vec![b'x'; MAX_LINE_BYTES as usize + 1]).is_err());
+    }
+
+    #[test]
+    fn digits_are_of_so_many_bytes_or_none() {
+        assert_eq!(Digits::of(&[0, 0xaf]).bytes(), Some([0, 0xaf]));
+        for bad in ["", "0", "00af0", "00a", "00ag", "00+1", "00aff0", "é0"] {
+            assert_eq!(Digits(bad.into()).bytes::<2>(), None, "{bad}");
+        }
     }
 
     #[test]

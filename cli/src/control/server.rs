@@ -1,11 +1,12 @@
 //! The server's side: a thread that accepts clients, and one for each of them.
 //!
 //! What one client asks is done one after the other; of all clients so are snapshots. A merge or a deletion goes on beside that, one at
-//! a time, and stops when its client leaves or the server is to end. The end waits for what is being done, so that the disk is not
+//! a time, and stops when its client leaves or the server is to end; and so does a checkpoint of several disks (`member`). The end waits for what is being done, so that the disk is not
 //! closed under it.
 
 use super::crcs::CrcWriter;
 use super::listener::Listener;
+use super::member::take_part;
 use super::protocol::{Answer, Request, Status, receive, send};
 use crate::failure::{Code, Failure};
 use crate::merge::Merged;
@@ -15,13 +16,13 @@ use cowvhd::snapshot::{SnapshotName, delete_running, merge_running};
 use cowvhd_export::{PrivateSocket, ShutdownHandle};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use std::io::{self, BufReader, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Clients at once; others wait.
 const MAX_CLIENTS: usize = 8;
@@ -102,13 +103,34 @@ fn accept(socket: &PrivateSocket, stopped: &UnixStream, served: &Arc<Served>) {
     }
 }
 
+/// What a client says, until a time if that is due.
+pub(super) type Lines<'a> = BufReader<Incoming<'a>>;
+
+/// A socket that is read from.
+pub(super) struct Incoming<'a> {
+    stream: &'a UnixStream,
+    /// Reading fails then.
+    pub(super) until: Option<Instant>,
+}
+
+impl Read for Incoming<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let left = self.until.map(|until| until.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(left)?;
+        (&mut &*self.stream).read(buf)
+    }
+}
+
 /// Answers one client until it leaves or says what cannot be understood.
 fn talk_to(stream: &UnixStream, served: &Served) {
     // Nobody who does not read what he is told keeps work from going on, or the server from ending.
     if stream.set_write_timeout(Some(PATIENCE)).is_err() {
         return;
     }
-    let mut reader = BufReader::new(stream);
+    let mut reader = BufReader::new(Incoming { stream, until: None });
     loop {
         let line = match receive(&mut reader) {
             Ok(Some(line)) => line,
@@ -120,6 +142,15 @@ fn talk_to(stream: &UnixStream, served: &Served) {
             }
         };
         let result = match serde_json::from_str(&line) {
+            Ok(Request::GroupJoin { name, keeps_state }) => {
+                match take_part(stream, &mut reader, &served.disk, &name, keeps_state) {
+                    Ok(taken) => {
+                        taken.into_iter().for_each(|path| served.crcs.add(path));
+                        continue;
+                    }
+                    Err(_) => return,
+                }
+            }
             Ok(request) => served.execute(request, stream),
             Err(error) => {
                 let what = format!("a request that cannot be understood: {error}");
@@ -162,6 +193,17 @@ impl Served {
                 let _files = self.crcs.keep_closed();
                 let copied = delete_running(&self.disk, &name, &mut |progress| listener.hear(progress))?;
                 serde_json::to_value(json!({"copied-bytes": copied}))
+            }
+            Request::GroupJoin { .. }
+            | Request::GroupPrepare {}
+            | Request::GroupHold { .. }
+            | Request::GroupSeal { .. }
+            | Request::GroupCommit {}
+            | Request::GroupFail { .. }
+            | Request::GroupLeave {} => {
+                return Err(Failure::usage(
+                    "the disk takes part in no checkpoint that this connection leads",
+                ));
             }
         };
         answer.map_err(|error| Failure::new(format!("cannot write JSON: {error}")))

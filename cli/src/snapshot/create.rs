@@ -1,13 +1,15 @@
 //! `cowvhd snapshot create`.
 
-use super::take::{Part, take};
-use crate::control::{Client, Request};
+use super::take::{Part, commit, take};
+use crate::control::{Client, Request, ServedDisk};
 use crate::failure::Failure;
 use crate::output;
 use crate::parents::Parents;
 use cowvhd::Disk;
-use cowvhd::snapshot::SnapshotName;
-use std::path::{Path, PathBuf};
+use cowvhd::snapshot::{Checkpoint, Member, Participant, SnapshotName};
+use cowvhd::vfs::HostVfs;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Takes a snapshot of a disk, or of several at one point.
 ///
@@ -24,7 +26,8 @@ pub(crate) struct Create {
     /// The disk's file, and the snapshot's name: 1 to 64 of A-Z a-z 0-9 . _ -
     #[arg(required = true, value_names = ["FILE", "NAME"], num_args = 1..)]
     words: Vec<PathBuf>,
-    /// Takes the snapshot of several disks at one point: of all of them or of none. They lie in one folder and are not served.
+    /// Takes the snapshot of several disks at one point: of all of them or of none. They lie in one folder; those that are served
+    /// go on being served.
     #[arg(long, value_name = "NAME")]
     group: Option<String>,
     /// A part of the VM's state, such as ram=saved.bin: the snapshot gets all that the file holds. May be given several times.
@@ -72,25 +75,43 @@ impl Create {
     }
 
     fn take(&self, files: &[PathBuf], name: &SnapshotName) -> Result<Vec<PathBuf>, Failure> {
-        let open = |file: &PathBuf| {
-            if files.len() > 1 && Client::connect(file)?.is_some() {
-                return Err(served(file));
-            }
-            Ok(self.parents.options().open(file)?)
-        };
-        let disks = files.iter().map(open).collect::<Result<Vec<Disk>, Failure>>()?;
-        let taken = take(&disks.iter().collect::<Vec<_>>(), name, &self.state);
+        // Each is in one of the two.
+        let (mut disks, mut clients) = (Vec::new(), Vec::new());
+        for file in files {
+            let client = Client::connect(file)?.filter(|_| files.len() > 1);
+            disks.push(match client {
+                Some(_) => None,
+                None => Some(self.parents.options().open(file)?),
+            });
+            clients.push((file, client));
+        }
+        let taken = self.take_from(&disks, clients, name);
         // Also after a failure, so that other tools can open the files.
-        let closed = disks.iter().try_for_each(|disk| disk.close().map_err(Failure::from));
+        let closed = disks.iter().flatten().try_for_each(|disk| disk.close().map_err(Failure::from));
         let paths = taken?;
         closed?;
         Ok(paths)
     }
-}
 
-fn served(file: &Path) -> Failure {
-    Failure::new(format!(
-        "{}: a server has it open; a snapshot of several disks is taken while none of them is served: end it first",
-        file.display()
-    ))
+    fn take_from(
+        &self,
+        disks: &[Option<Disk>],
+        clients: Vec<(&PathBuf, Option<Client>)>,
+        name: &SnapshotName,
+    ) -> Result<Vec<PathBuf>, Failure> {
+        if clients.iter().all(|(_, client)| client.is_none()) {
+            return take(&disks.iter().flatten().collect::<Vec<_>>(), name, &self.state);
+        }
+        let mut participants: Vec<Box<dyn Participant + '_>> = Vec::new();
+        for (number, (disk, (file, client))) in disks.iter().zip(clients).enumerate() {
+            match (disk, client) {
+                (_, Some(client)) => {
+                    participants.push(Box::new(ServedDisk::join(client, file, name, number == 0)?));
+                }
+                (Some(disk), None) => participants.push(Box::new(Member::begin(disk, name, number == 0)?)),
+                (None, None) => {}
+            }
+        }
+        commit(Checkpoint::of(Arc::new(HostVfs), participants, name)?, &self.state)
+    }
 }

@@ -33,7 +33,11 @@ pub(crate) fn take(disks: &[&Disk], name: &SnapshotName, parts: &[Part]) -> Resu
     if let ([disk], []) = (disks, parts) {
         return Ok(vec![disk.snapshot(name)?]);
     }
-    let checkpoint = Checkpoint::begin(disks, name)?;
+    commit(Checkpoint::begin(disks, name)?, parts)
+}
+
+/// Gives a checkpoint these parts, and ends it.
+pub(super) fn commit(checkpoint: Checkpoint<'_>, parts: &[Part]) -> Result<Vec<PathBuf>, Failure> {
     for part in parts {
         checkpoint.blob_from(&part.name, &part.file)?;
     }

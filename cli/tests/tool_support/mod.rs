@@ -5,7 +5,8 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdout, Command, Output, Stdio};
 use tempfile::TempDir;
@@ -217,7 +218,28 @@ impl Drop for Serving {
     }
 }
 
+/// A connection to a control socket, that says lines and reads answers.
+pub struct Talk(pub BufReader<UnixStream>);
+
+impl Talk {
+    pub fn to(path: &Path) -> Self {
+        Talk(BufReader::new(UnixStream::connect(path).unwrap()))
+    }
+
+    pub fn ask(&mut self, line: &str) -> serde_json::Value {
+        writeln!(self.0.get_mut(), "{line}").unwrap();
+        self.answer().unwrap()
+    }
+
+    /// `None` when the server has closed the connection.
+    pub fn answer(&mut self) -> Option<serde_json::Value> {
+        let mut line = String::new();
+        self.0.read_line(&mut line).unwrap();
+        (!line.is_empty()).then(|| serde_json::from_str(&line).unwrap())
+    }
+}
+
 /// Whether a path is a socket that somebody listens on.
 pub fn listens(path: &Path) -> bool {
-    std::os::unix::net::UnixStream::connect(path).is_ok()
+    UnixStream::connect(path).is_ok()
 }
