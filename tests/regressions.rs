@@ -11,6 +11,8 @@
 mod bases;
 #[path = "../fuzz/src/differential.rs"]
 mod differential;
+#[path = "../fuzz/src/folders.rs"]
+mod folders;
 #[path = "../fuzz/src/guest.rs"]
 mod guest;
 #[path = "../fuzz/src/image_bytes.rs"]
@@ -85,6 +87,11 @@ fn seeds_of_image_bytes() {
 fn seeds_of_image_mutations() {
     assert!(bases::all().len() >= 12, "some bases could not be made");
     replay(&image_mutations::seeds(), 8, image_mutations::run);
+}
+
+#[test]
+fn seeds_of_folders() {
+    replay(&folders::seeds(), 1, folders::run);
 }
 
 #[test]

@@ -34,6 +34,7 @@ pub fn all() -> &'static [CrashState] {
         bases.push(fixed());
         bases.extend([child(true), child(false)]);
         bases.extend(relinked());
+        bases.extend(elsewhere());
         bases.extend(small_images().iter().map(|(_, image)| at_rest(&file_of(image))));
         bases.into_iter().flatten().collect()
     })
@@ -164,8 +165,37 @@ fn relinked() -> Vec<Option<CrashState>> {
     states
 }
 
+/// Images made elsewhere while they are open for writing, and at the end of that: with a temporary journal. Random ids of its own,
+/// as above.
+fn elsewhere() -> Vec<Option<CrashState>> {
+    let mut states = Vec::new();
+    for (_, image) in small_images() {
+        let mut live = || {
+            let vfs = at_rest(&file_of(&image))?.to_vfs(14);
+            let disk = open(&vfs)?;
+            disk.write_at(&[0x41; 4096], 0).ok()?;
+            disk.write_at(&[0x42; 512], disk.size() - 1024).ok()?;
+            disk.flush().ok()?;
+            disk.discard(0, 8192).ok()?;
+            disk.write_at(&[0x43; 4096], 8192).ok()?;
+            disk.flush().ok()?;
+            let open = at_rest(&vfs)?;
+            let has_journal = open.to_vfs(1).content(Path::new(PATH))?[512..].starts_with(b"cowdirty");
+            has_journal.then_some(())?;
+            states.push(Some(open));
+            vfs.record(true);
+            disk.close().ok()?;
+            let closing = vfs.take_crash_points();
+            states.extend(closing.iter().step_by(2).map(|point| first_state(point, 1)));
+            Some(())
+        };
+        live();
+    }
+    states
+}
+
 /// The state number `number` that a power cut leaves, or the last one.
-fn first_state(point: &cowvhd::sim::CrashPoint, number: usize) -> Option<CrashState> {
+pub fn first_state(point: &cowvhd::sim::CrashPoint, number: usize) -> Option<CrashState> {
     let mut chosen = None;
     point.for_each_state(5, &Bounds::sample(number), |state| {
         chosen = Some(state);
@@ -175,7 +205,7 @@ fn first_state(point: &cowvhd::sim::CrashPoint, number: usize) -> Option<CrashSt
 }
 
 /// What is in the file, synced.
-fn at_rest(vfs: &SimVfs) -> Option<CrashState> {
+pub fn at_rest(vfs: &SimVfs) -> Option<CrashState> {
     vfs.open(Path::new(PATH), Access::ReadWrite).ok()?.sync_data().ok()?;
     first_state(&vfs.crash_now(), 1)
 }

@@ -17,7 +17,7 @@ pub fn seeds() -> Vec<Seed> {
     let mut seeds: Vec<Seed> = Vec::new();
     for base in 0..crate::bases::all().len() as u8 {
         seeds.push(("base", [&[base, 0][..], &script].concat()));
-        for kind in 0..32 {
+        for kind in (0..32).chain([0x25, 0x4c]) {
             let change = [kind, 2, 0, 16, 0, 0, 0, 0, 0, 0, 0, 1];
             seeds.push(("change", [&[base, 1][..], &change, &script].concat()));
         }

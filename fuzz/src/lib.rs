@@ -9,6 +9,7 @@ use std::path::Path;
 
 mod bases;
 pub mod differential;
+pub mod folders;
 mod guest;
 pub mod image_bytes;
 pub mod image_mutations;

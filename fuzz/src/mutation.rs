@@ -13,6 +13,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 const PAGE: u64 = 4096;
+/// Where a superblock begins to speak of seals, and where the digest of a VM state is.
+const LINEAGE: usize = 176;
+const STATE_DIGEST: usize = 224;
+/// Bytes of each copy of the registry of children; they stand in front of the ring.
+const REGISTRY: u64 = 96 << 10;
 
 /// The changed image, and what is left of the input.
 pub fn image<'a>(data: &'a [u8]) -> (SimVfs, Input<'a>) {
@@ -22,18 +27,20 @@ pub fn image<'a>(data: &'a [u8]) -> (SimVfs, Input<'a>) {
     let vfs = base.to_vfs(1);
     let changes = input.u8() % 9;
     for _ in 0..changes {
-        change(&vfs, &mut input);
+        let kind = input.u8();
+        // Parents are made by the same hands.
+        change(&vfs, Path::new(if kind & 0x10 == 0 { PATH } else { PARENT }), kind, &mut input);
     }
     (vfs, input)
 }
 
-struct Image {
+struct Image<'a> {
     vfs: SimVfs,
-    path: &'static Path,
+    path: &'a Path,
     file: Arc<dyn File>,
 }
 
-impl Image {
+impl Image<'_> {
     fn read(&self, offset: u64, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
         let _ = self.file.read_at(&mut bytes, offset);
@@ -55,13 +62,22 @@ impl Image {
     fn table_offset(&self) -> u64 {
         self.u64(512 + 16)
     }
+
+    /// The head of the temporary journal of an image made elsewhere, if the header names one.
+    fn temporary_head(&self) -> Option<u64> {
+        let head = self.u64(512 + 8);
+        let named = self.read(512, 8) == *b"cowdirty" && head.is_multiple_of(PAGE) && head > 0;
+        named.then_some(head)
+    }
+
+    /// Where superblock A is; B is a page behind it.
+    fn superblocks(&self) -> u64 {
+        self.temporary_head().unwrap_or(0).saturating_add(PAGE)
+    }
 }
 
-/// One change: what is changed, where in it, how, and whether its checksum is made right.
-fn change(vfs: &SimVfs, input: &mut Input) {
-    let kind = input.u8();
-    // Parents are made by the same hands.
-    let path = Path::new(if kind & 0x10 == 0 { PATH } else { PARENT });
+/// One change of the image at `path`: what is changed, where in it, how, and whether its checksum is made right.
+pub fn change(vfs: &SimVfs, path: &Path, kind: u8, input: &mut Input) {
     let Ok(file) = vfs.open(path, Access::ReadWrite) else { return };
     let image = Image { vfs: vfs.clone(), path, file };
     let mend = kind & 0x80 == 0;
@@ -77,17 +93,21 @@ fn change(vfs: &SimVfs, input: &mut Input) {
         1 => replace(&image, 0, 512, input, mend.then_some(64)),
         2 => replace(&image, image.length().saturating_sub(512), 512, input, mend.then_some(64)),
         3 | 4 => replace(&image, 512, 1024, input, mend.then_some(36)),
+        // The copies of pages in a temporary journal.
+        5 if image.temporary_head().is_some() && kind & 0x20 != 0 => {
+            let copy = [0, 4 * PAGE, 5 * PAGE, 6 * PAGE][usize::from(kind >> 6 & 1 | input.u8() & 2)];
+            let at = image.temporary_head().unwrap_or(0).saturating_add(copy);
+            replace(&image, at, PAGE as usize, input, None);
+        }
         5 => {
-            let at = 12288 + if kind & 0x40 == 0 { 0 } else { 512 };
+            let at = image.superblocks().saturating_add(2 * PAGE) + if kind & 0x40 == 0 { 0 } else { 512 };
             let (length, sum) = if kind & 0x40 == 0 { (512, 64) } else { (1024, 36) };
             replace(&image, at, length, input, mend.then_some(sum));
         }
         6 | 7 => {
-            for (copy, place) in [4096, 8192].into_iter().enumerate() {
-                if kind >> 5 & 3 != copy as u8 {
-                    continue;
-                }
-                superblock(&image, place, input, mend);
+            let copy = u64::from(kind >> 5 & 3);
+            if copy < 2 {
+                superblock(&image, image.superblocks().saturating_add(copy * PAGE), 0, input, mend);
             }
         }
         8 => {
@@ -101,7 +121,17 @@ fn change(vfs: &SimVfs, input: &mut Input) {
             image.write(entry, &value.to_be_bytes());
         }
         9 => block_page(&image, input, mend),
-        10..=12 => journal(&image, input, mend, kind & 0x40 == 0),
+        10 | 11 => journal(&image, input, mend, kind & 0x40 == 0),
+        12 if kind & 0x40 == 0 => {
+            let copies = image.superblocks();
+            // In both alike, mostly: one of them alone counts only if it is the newer one.
+            let before = input.clone();
+            for copy in 0..if kind & 0x20 == 0 { 2 } else { 1 } {
+                *input = before.clone();
+                superblock(&image, copies.saturating_add(copy * PAGE), LINEAGE, input, mend);
+            }
+        }
+        12 => registry(&image, input, mend),
         13 => {
             let length = match input.u8() % 4 {
                 0 => image.length().saturating_sub(u64::from(input.u16())),
@@ -160,14 +190,65 @@ fn field(bytes: &mut [u8], input: &mut Input) {
     bytes[at..at + width].copy_from_slice(&new.to_be_bytes()[8 - width..]);
 }
 
-fn superblock(image: &Image, place: u64, input: &mut Input, mend: bool) {
+/// A field of a superblock, at `from` or behind it.
+fn superblock(image: &Image, place: u64, from: usize, input: &mut Input, mend: bool) {
     let mut bytes = image.read(place, PAGE as usize);
-    field(&mut bytes, input);
+    field(&mut bytes[from..4092], input);
     if mend {
         let crc = crc32fast::hash(&bytes[..4092]);
         bytes[4092..].copy_from_slice(&crc.to_be_bytes());
     }
     image.write(place, &bytes);
+}
+
+/// A field of the registry of children, in one copy or in both.
+fn registry(image: &Image, input: &mut Input, mend: bool) {
+    let ring = image.u64(image.superblocks().saturating_add(80));
+    let before = input.clone();
+    for copy in 1..=1 + u64::from(before.clone().u8() & 1) {
+        *input = before.clone();
+        input.u8();
+        let Some(place) = ring.checked_sub(copy * REGISTRY) else { return };
+        let mut bytes = image.read(place, PAGE as usize);
+        field(&mut bytes, input);
+        if mend {
+            // Of what it says is its body.
+            let body = bytes[36..40].iter().fold(0, |number, &byte| number << 8 | usize::from(byte));
+            let mut hasher = crc32fast::Hasher::new();
+            hasher.update(&bytes[..60]);
+            hasher.update(&bytes[64..(64 + body).min(bytes.len())]);
+            bytes[60..64].copy_from_slice(&hasher.finalize().to_be_bytes());
+        }
+        image.write(place, &bytes);
+    }
+}
+
+/// A field of the manifest of a VM state at `path`. Mended, the seals of all images in `images` that name one name this one.
+pub fn manifest(vfs: &SimVfs, path: &Path, images: &[&Path], input: &mut Input, mend: bool) {
+    let Some(mut bytes) = vfs.content(path).filter(|bytes| bytes.len() > 72) else { return };
+    let end = bytes.len() - 4;
+    let from = [0, 64, 352, end - 128][usize::from(input.u8() & 3)].min(end - 8);
+    field(&mut bytes[from..end], input);
+    if mend {
+        let crc = crc32fast::hash(&bytes[..end]);
+        bytes[end..].copy_from_slice(&crc.to_be_bytes());
+    }
+    vfs.corrupt(path, 0, &bytes);
+    let digest = blake3::hash(&bytes);
+    for &path in images.iter().filter(|_| mend) {
+        let Ok(file) = vfs.open(path, Access::ReadWrite) else { continue };
+        let image = Image { vfs: vfs.clone(), path, file };
+        for copy in 0..2 {
+            let place = image.superblocks().saturating_add(copy * PAGE);
+            let mut superblock = image.read(place, PAGE as usize);
+            if superblock.starts_with(b"cowvhdSB") && superblock[STATE_DIGEST..][..32] != [0; 32] {
+                superblock[STATE_DIGEST..][..32].copy_from_slice(digest.as_bytes());
+                let crc = crc32fast::hash(&superblock[..4092]);
+                superblock[4092..].copy_from_slice(&crc.to_be_bytes());
+                image.write(place, &superblock);
+            }
+        }
+    }
 }
 
 /// The header or the bitmap of a block, found by the table.
@@ -193,7 +274,8 @@ fn block_page(image: &Image, input: &mut Input, mend: bool) {
 
 /// One entry of the journal: its header or its records. Its CRC is made right, and with `chain` the link of the next one.
 fn journal(image: &Image, input: &mut Input, mend: bool, chain: bool) {
-    let (ring, bytes) = (image.u64(4096 + 80), image.u64(4096 + 88));
+    let superblock = image.superblocks();
+    let [ring, bytes] = [80, 88].map(|field| image.u64(superblock.saturating_add(field)));
     let end = ring.saturating_add(bytes).min(image.length());
     let pages = (0..1024).map(|page| ring.saturating_add(page * PAGE)).take_while(|&at| at < end);
     let entries: Vec<u64> = pages.filter(|&at| image.read(at, 8) == *b"cowvhdJE").collect();
