@@ -32,7 +32,7 @@ mod strict_vhd;
 #[path = "../fuzz/src/vhd_structures.rs"]
 mod vhd_structures;
 
-use cowvhd::check::{Code, check};
+use cowvhd::check::{Code, Consent, check, repair};
 use cowvhd::sim::SimVfs;
 use cowvhd::vfs::{Access, Vfs};
 use cowvhd::vhd::{DynamicHeader, HeaderCookie};
@@ -241,4 +241,28 @@ fn images_of_headers_are_among_the_bases() {
         ring.windows(40).any(|bytes| bytes[..4] == [0, 6, 0, 0] && bytes[32..] == *b"conectix")
     });
     assert!(with_headers.count() >= 1);
+}
+
+/// A repair cleared entries in the table of a file that was cut in half, and the journal's image of that table brought them back: it
+/// was never done.
+#[test]
+fn a_repair_of_what_the_journal_says_lasts() {
+    let bases = bases::all();
+    let live = bases.iter().map(|base| base.to_vfs(1)).filter(|vfs| {
+        let start = vfs.content(Path::new(PATH)).unwrap();
+        start.get(512..520) == Some(b"cowdirty") && vfs.content(Path::new(guest::PARENT)).is_none()
+    });
+    let mut repaired = 0;
+    for vfs in live {
+        let file = vfs.open(Path::new(PATH), Access::ReadWrite).unwrap();
+        file.set_len(file.length().unwrap() / 2).unwrap();
+        file.sync_data().unwrap();
+        drop(file);
+        let run = |undo| repair(Arc::new(vfs.clone()), Path::new(PATH), Consent::All, Path::new(undo));
+        let Ok(first) = run("/first") else { continue };
+        let second = run("/second").unwrap();
+        assert!(!second.changes(), "{:?}, then {:?}", first.steps, second.steps);
+        repaired += u32::from(first.changes() && first.is_sound());
+    }
+    assert!(repaired > 3, "{repaired}");
 }

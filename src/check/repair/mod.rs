@@ -4,8 +4,9 @@
 //! examine ──▶ the first kind of step that applies ──▶ its bytes saved, then written, synced ──▶ examine again ──▶ …
 //! ```
 //!
-//! Kinds, in this order: a journal that somebody has switched off · copies of footer and header · superblocks and journal · the table · block pages · the mark of a failed
-//! sync · an ordinary open and close, which recovers, writes all copies again and gives space back. Each step starts from what
+//! Kinds, in this order: a journal that somebody has switched off · copies of footer and header · superblocks, and a journal that is
+//! damaged or holds what comes next · the table · block pages · the mark of a failed sync · an ordinary open and close, which recovers,
+//! writes all copies again and gives space back. Each step starts from what
 //! the file holds, so a repair that was cut goes on when it is run again. To show what would be done, the same runs over
 //! a view of the file in memory.
 
@@ -26,7 +27,7 @@ mod undo;
 use super::image::{self, Examined};
 use super::report::Report;
 use crate::error::{Error, Result};
-use crate::layer::{self, Image, LockedImage};
+use crate::layer::{self, Condition, Image, LockedImage};
 use crate::sync::{Arc, Mutex};
 use crate::vfs::{Access, File, FileExt, Vfs};
 use crate::vhd::UniqueId;
@@ -219,9 +220,15 @@ impl Target<'_> {
         let Some(image) = &examined.image else { return Ok(Vec::new()) };
         for kind in [table::works, pages::works, superblocks::finish] {
             let works = allowed(kind(image, &examined.report, &*self.file, self.path)?);
-            if !works.is_empty() {
-                return Ok(works);
+            if works.is_empty() {
+                continue;
             }
+            // A replay would bring back what is changed in place.
+            let before = match image.inspection.decision.condition {
+                Condition::Dirty => allowed(superblocks::give_up_journal(image)),
+                _ => Vec::new(),
+            };
+            return Ok(if before.is_empty() { works } else { before });
         }
         Ok(allowed(superblocks::reopen(image, &examined.report, &*self.file, self.path, !tried.is_empty())?))
     }

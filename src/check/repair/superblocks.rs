@@ -123,7 +123,7 @@ fn new_superblocks(
 }
 
 /// What the whole entries of the journal hold goes in place; then the journal is given up.
-fn give_up_journal(image: &Image) -> Vec<Work> {
+pub(super) fn give_up_journal(image: &Image) -> Vec<Work> {
     let inspection = &image.inspection;
     let place = image.place();
     let mut in_place: Vec<(u64, Vec<u8>)> = vec![(place.table_offset, inspection.table.clone())];
