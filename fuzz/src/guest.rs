@@ -9,9 +9,12 @@
 //! * what can be opened for writing can be opened for reading, and shows the same;
 //! * a sector keeps what was read from it, and has what was written to it, until it is written again; a flush keeps it
 //!   through a kill or a power cut that loses what was not synced, and a close keeps it, too;
-//! * no write shows up in another sector.
+//! * no write shows up in another sector;
+//! * a repair does what its plan says, and undoing it restores every byte; what can be repaired can be opened, a safe repair takes
+//!   nothing away from what could be opened, and there is nothing to do for the next one.
 
 use crate::input::Input;
+use cowvhd::check::Consent;
 use cowvhd::sim::{Bounds, SimVfs};
 use cowvhd::vfs::{Access, Vfs};
 use cowvhd::vhd::DiskType;
@@ -158,6 +161,10 @@ pub fn exercise(vfs: SimVfs, script: &[u8]) {
                 assert!(hash(&vfs) == sealed, "opening a sealed image again changed it");
             } else {
                 assert!(hash(&vfs) == before, "an opening that was refused changed the file: {error}");
+                let repaired =
+                    repair(&vfs, if before[0].unwrap_or(0) & 1 == 0 { Consent::All } else { Consent::Safe });
+                let opens = options(&vfs).read_only(true).open(Path::new(PATH)).is_ok();
+                assert!(opens || !repaired || has_parent, "it was repaired, and does not open");
             }
             return;
         }
@@ -184,6 +191,9 @@ pub fn exercise(vfs: SimVfs, script: &[u8]) {
             drop(disk.take());
             if kind % 4 == 1 {
                 vfs = cut(&vfs, u64::from(kind), step as u64);
+            }
+            if kind % 8 == 7 {
+                repair(&vfs, Consent::Safe);
             }
             let Ok(reopened) = options(&vfs).open(Path::new(PATH)) else {
                 panic!("what could be opened once cannot be opened again");
@@ -219,6 +229,33 @@ pub fn exercise(vfs: SimVfs, script: &[u8]) {
     }
     assert!(hash(&vfs)[1] == before[1], "the parent has changed");
     assert!(length(&vfs) < 1 << 45, "the file has grown beyond reason");
+}
+
+/// Repairs the image: as planned, with an undoing that restores it, and until nothing is left to do. Whether it is sound now.
+fn repair(vfs: &SimVfs, consent: Consent) -> bool {
+    let shared: Arc<dyn Vfs> = Arc::new(vfs.clone());
+    let (path, undo) = (Path::new(PATH), Path::new("/undo"));
+    let before = hash(vfs);
+    let plan = check::plan(Arc::clone(&shared), path, consent);
+    assert!(hash(vfs) == before, "planning a repair changed the file");
+    let Ok(plan) = plan else { return false };
+    let run = || match check::repair(Arc::clone(&shared), path, consent, undo) {
+        Ok(repair) => repair,
+        Err(error) => panic!("it cannot be repaired as planned: {error}; {:?}", plan.steps),
+    };
+    let first = run();
+    assert!(first.steps == plan.steps, "planned {:?}, done {:?}", plan.steps, first.steps);
+    if first.changes() {
+        let undone = check::undo(Arc::clone(&shared), undo, path, false);
+        assert!(undone.is_ok() && hash(vfs) == before, "undoing {:?}: {undone:?}", first.steps);
+        let removed = vfs.remove(undo);
+        assert!(removed.is_ok() && run().steps == plan.steps, "repaired again, with other steps");
+        let _ = vfs.remove(undo);
+    }
+    let again = run();
+    assert!(!again.changes(), "after {:?} there is {:?} to do", plan.steps, again.steps);
+    assert!(hash(vfs)[1] == before[1], "repairing has changed the parent");
+    again.is_sound()
 }
 
 /// The file system after a power cut that loses all that was not synced, or some of it.
