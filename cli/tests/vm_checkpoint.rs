@@ -1,10 +1,10 @@
-//! A guest counts in its RAM and on a served disk. Its RAM is saved with a snapshot of the disk, as one; everything is killed; it
-//! goes on from that point, twice at once, each on a clone of the disk: it counts on from what its RAM knows, on a file system that is
-//! of that moment.
+//! A guest counts in its RAM and on two disks, each in a server of its own. Its RAM is saved with a snapshot of both disks, as one;
+//! everything is killed; it goes on from that point, twice at once, each on clones of the disks: it counts on from what its RAM
+//! knows, on file systems that are of that moment.
 //!
 //! The counter is the workload's own: the number of its last step stands in the guest's memory alone, and what the steps
-//! wrote is on the disk. A guest whose disk were of another moment than its RAM would soon be told so by ext4, or by the check at
-//! the end, which verifies every step and runs e2fsck.
+//! wrote is on both disks. A guest one of whose disks were of another moment than its RAM would soon be told so by ext4, or by the
+//! check at the end, which verifies every step on each disk and runs e2fsck.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -19,7 +19,7 @@ use support::random::seed;
 use support::server::{Server, Serving, tool_under_test};
 
 /// Steps that the guest goes beyond the point that it will be taken back to.
-const BEYOND: u64 = 200;
+const BEYOND: u64 = 100;
 
 struct Host {
     dir: tempfile::TempDir,
@@ -57,14 +57,22 @@ impl Host {
         run(python.env("COWVHD", tool_under_test().get_program()));
     }
 
-    /// Boots afresh from a disk that was written to up to step `durable`: all of it is there, and the file system is in order.
-    fn check(&self, name: &str, durable: u64) {
-        let (serving, disk) = self.serve(name);
-        let parameters = format!("test.seed={} test.durable={durable} test.then=check", self.seed);
+    /// Serves two disks, by a server each.
+    fn serve_two(&self, names: [&str; 2]) -> ([Serving; 2], Disk) {
+        let servers = names.map(|name| Server::Cowvhd.serve(&self.path(name)));
+        let disk = Disk::TwoNbd([0, 1].map(|number| servers[number].socket().into()));
+        (servers, disk)
+    }
+
+    /// Boots afresh from disks that were written to up to step `durable`: all of it is there, and the file systems are in order.
+    fn check(&self, names: [&str; 2], durable: u64) {
+        let (servers, disk) = self.serve_two(names);
+        let parameters =
+            format!("test.disks=2 test.seed={} test.durable={durable} test.then=check", self.seed);
         let mut guest = self.system.boot(&disk, &parameters);
         guest.must_be_intact(durable);
         guest.checked();
-        serving.close();
+        servers.into_iter().for_each(Serving::close);
     }
 }
 
@@ -73,42 +81,47 @@ fn a_machine_goes_on_from_a_checkpoint_and_so_do_its_clones() {
     let dir = tempfile::tempdir().unwrap();
     let system = System::build(dir.path(), &[], "");
     let host = Host { dir, system, seed: seed("vm_checkpoint") };
-    Server::Cowvhd.create(&host.path("vm.vhd"), "2G");
-    let (mut serving, disk) = host.serve("vm.vhd");
-    let parameters = format!("test.seed={} test.fresh=1", host.seed);
+    let both = ["vm.vhd", "data.vhd"];
+    both.iter().for_each(|name| Server::Cowvhd.create(&host.path(name), "2G"));
+    let (mut servers, disk) = host.serve_two(both);
+    let parameters = format!("test.disks=2 test.seed={} test.fresh=1", host.seed);
     let mut guest = host.system.boot_monitored(&disk, &parameters, &host.path("monitor"));
     guest.must_be_intact(0);
     let before = guest.wait_until_durable(20);
-    host.example(&["monitor", "vm.vhd", "one"]);
+    host.example(&["monitor", "vm.vhd,data.vhd", "one"]);
     let lost = guest.wait_until_durable(before + BEYOND);
-    serving.kill();
+    servers.iter_mut().for_each(Serving::kill);
     guest.kill();
 
     let state = host.path("vm@one+ram.vmstate");
-    // What the disk became is of no use to the machine that was saved, and it is told so.
-    Server::Cowvhd.serve(&host.path("vm.vhd")).close();
-    host.refused(&["snapshot", "resumable", "vm.vhd"], "was written to");
-    let clones = ["c1.vhd", "c2.vhd"].map(|name| {
-        host.cowvhd(&["create", name, "--parent", "vm@one.vhd"]);
-        let said = host.cowvhd(&["snapshot", "resumable", name, "--verify"]);
-        assert!(said.contains("vm@one+ram.vmstate") && said.contains("all parts are"), "{said}");
-        let (serving, disk) = host.serve(name);
-        (name, serving, host.system.resume(&disk, &state))
+    // What the disks became is of no use to the machine that was saved, and it is told so.
+    for name in both {
+        Server::Cowvhd.serve(&host.path(name)).close();
+        host.refused(&["snapshot", "resumable", name], "was written to");
+    }
+    let clones = [["c1.vhd", "d1.vhd"], ["c2.vhd", "d2.vhd"]].map(|names| {
+        for (name, parent) in names.into_iter().zip(["vm@one.vhd", "data@one.vhd"]) {
+            host.cowvhd(&["create", name, "--parent", parent]);
+            let said = host.cowvhd(&["snapshot", "resumable", name, "--verify"]);
+            assert!(said.contains("vm@one+ram.vmstate") && said.contains("all parts are"), "{said}");
+        }
+        let (servers, disk) = host.serve_two(names);
+        (names, servers, host.system.resume(&disk, &state))
     });
-    let reached = clones.map(|(name, serving, mut guest)| {
+    let reached = clones.map(|(names, servers, mut guest)| {
         let resumed = guest.wait_until_durable(1);
         assert!(
             before < resumed && resumed < lost,
-            "{name} resumed at {resumed}; saved behind {before}, killed at {lost}"
+            "{names:?} resumed at {resumed}; saved behind {before}, killed at {lost}"
         );
         let reached = guest.wait_until_durable(resumed + 50);
         let reached = guest.kill().unwrap_or(reached);
-        serving.close();
-        (name, reached)
+        servers.into_iter().for_each(Serving::close);
+        (names, reached)
     });
-    for (name, reached) in reached {
-        host.check(name, reached);
-        host.refused(&["snapshot", "resumable", name], "was written to");
+    for (names, reached) in reached {
+        host.check(names, reached);
+        names.iter().for_each(|name| host.refused(&["snapshot", "resumable", name], "was written to"));
     }
 }
 

@@ -16,10 +16,13 @@ const FITRIM: u64 = 0xc018_5879;
 const TCSBRK: u64 = 0x5409;
 const NOISE_BYTES: u64 = 4 << 20;
 
-pub fn run(dir: &Path, seed: u64, durable: u64) -> Result<(), String> {
-    let mut writer = Writer::open(dir, seed, durable).map_err(|error| format!("opening: {error}"))?;
+pub fn run(places: &[(&Path, u64)], durable: u64) -> Result<(), String> {
+    let open = |&(dir, seed): &(_, _)| Writer::open(dir, seed, durable);
+    let writers: std::io::Result<Vec<Writer>> = places.iter().map(open).collect();
+    let mut writers = writers.map_err(|error| format!("opening: {error}"))?;
     for n in durable + 1.. {
-        writer.step(n).map_err(|error| format!("step {n}: {error}"))?;
+        let done = writers.iter_mut().try_for_each(|writer| writer.step(n));
+        done.map_err(|error| format!("step {n}: {error}"))?;
         say_durable(n).map_err(|error| format!("the console: {error}"))?;
     }
     Ok(())

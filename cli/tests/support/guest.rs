@@ -130,8 +130,10 @@ impl System {
         qemu.arg("-initrd").arg(&self.initramfs);
         // A busy host emulates ticks too seldom for the kernel's test of the timer.
         qemu.args(["-append", &format!("console=ttyS0 quiet panic=-1 no_timer_check {parameters}")]);
-        qemu.arg("-blockdev").arg(disk.blockdev());
-        qemu.args(["-device", "virtio-blk-pci,drive=disk"]);
+        for (number, blockdev) in disk.blockdevs().into_iter().enumerate() {
+            qemu.arg("-blockdev").arg(format!("{blockdev},node-name=disk{number},discard=unmap"));
+            qemu.arg("-device").arg(format!("virtio-blk-pci,drive=disk{number}"));
+        }
         qemu
     }
 }
@@ -140,22 +142,23 @@ impl System {
 pub enum Disk {
     /// Served over NBD on a Unix socket.
     Nbd(PathBuf),
+    /// Two disks that are.
+    TwoNbd([PathBuf; 2]),
     /// A raw file. QEMU passes every write on to the kernel at once, and the kernel outlives QEMU: what reached it when
     /// QEMU is killed, stays. So flushes need not be passed on to the host's own disk.
     Raw(PathBuf),
 }
 
 impl Disk {
-    fn blockdev(&self) -> String {
+    fn blockdevs(&self) -> Vec<String> {
+        let nbd = |socket: &PathBuf| format!("driver=nbd,server.type=unix,server.path={}", socket.display());
         match self {
-            Disk::Nbd(socket) => format!(
-                "driver=nbd,node-name=disk,discard=unmap,server.type=unix,server.path={}",
-                socket.display()
-            ),
-            Disk::Raw(file) => format!(
-                "driver=raw,node-name=disk,discard=unmap,cache.no-flush=on,file.driver=file,file.filename={}",
+            Disk::Nbd(socket) => vec![nbd(socket)],
+            Disk::TwoNbd(sockets) => sockets.iter().map(nbd).collect(),
+            Disk::Raw(file) => vec![format!(
+                "driver=raw,cache.no-flush=on,file.driver=file,file.filename={}",
                 file.display()
-            ),
+            )],
         }
     }
 }
