@@ -181,3 +181,38 @@ fn several_disks_at_one_point() {
     assert_eq!(state(&bench, &["state", "b.vhd", "h"])["parts"].as_array().unwrap().len(), 0);
     bench.cowvhd(&["snapshot", "create", "a.vhd", "b.vhd", "c"]).must_say(16, &["--group"]);
 }
+
+#[test]
+fn a_revert_says_which_state_goes_with_the_disk() {
+    let bench = Bench::new();
+    fs::write(bench.path("ram.bin"), vec![1; 8192]).unwrap();
+    bench.cowvhd(&["create", "vm.vhd", "1G"]).must_be(0);
+    bench.cowvhd(&["snapshot", "create", "vm.vhd", "one", "--state", "ram=ram.bin"]).must_be(0);
+    bench.cowvhd(&["snapshot", "create", "vm.vhd", "two"]).must_be(0);
+    bench.cowvhd(&["snapshot", "create", "vm.vhd", "three", "--state", "cpu=ram.bin"]).must_be(0);
+    // The disk goes on from the last one, whose state it loses.
+    let said = bench.cowvhd(&["snapshot", "revert", "vm.vhd", "two"]);
+    assert!(
+        said.must_be(0).contains("restored: no VM state")
+            && said.stdout.contains("dropped: VM state: cpu 8 KiB"),
+        "{said:?}"
+    );
+    assert!(said.stdout.contains("vm@three.vmstate"), "{said:?}");
+    let said = bench.cowvhd(&["snapshot", "revert", "vm.vhd", "one"]);
+    assert_eq!(said.must_be(0), "restored: VM state: ram 8 KiB\n");
+    state(&bench, &["resumable", "vm.vhd"]);
+    // Again the same: nothing is lost.
+    let found = state(&bench, &["revert", "vm.vhd", "one"]);
+    assert_eq!(found["restored-state"]["parts"][0]["name"], "ram");
+    assert_eq!(found["restored-state"]["parts"][0]["file-size"], 8192);
+    assert!(found["restored-state"]["error"].is_null() && found["dropped-state"].is_null(), "{found}");
+    let found = state(&bench, &["revert", "vm.vhd", "three"]);
+    assert_eq!(found["dropped-state"]["parts"][0]["name"], "ram");
+    assert!(found["dropped-state"]["filename"].as_str().unwrap().ends_with("vm@one.vmstate"), "{found}");
+    // What was written to could not be resumed anyway.
+    write(&bench, "vm.vhd", &["write -P 1 0 64k"]);
+    fs::remove_file(bench.path("vm@one+ram.vmstate")).unwrap();
+    let found = state(&bench, &["revert", "vm.vhd", "one"]);
+    assert!(found["restored-state"]["error"].as_str().unwrap().contains("missing"), "{found}");
+    assert!(found["dropped-state"].is_null(), "{found}");
+}

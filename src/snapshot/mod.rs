@@ -28,5 +28,5 @@ pub use member::Member;
 pub use merge::{Merged, merge, merge_running};
 pub use point::snapshot_path;
 pub use rebase::{rebase, relink};
-pub use revert::{clone_to, revert};
+pub use revert::{Reverted, clone_to, revert};
 pub use state::{resumable, state};

@@ -4,19 +4,33 @@
 //! snapshot, as the `vm.vhd` that it will be · renamed over `vm.vhd`, **the commit** · the old leaf taken out of its parent's
 //! registry. What a crash leaves of it before the commit the next revert takes away.
 
+use super::state::{resumable, state_of};
 use crate::chain::{self, ChildClaims, Leaf, ParentImage, SnapshotName};
 use crate::disk::{CreateOptions, OpenOptions, RING_BYTES};
 use crate::error::{Error, Result};
 use crate::layer::{CreateParameters, LockedImage, NewImage};
+use crate::state::VmState;
 use crate::sync::Arc;
 use crate::vfs::Access;
 use crate::vhd::{self, UniqueId};
 use std::path::Path;
 
+/// What a revert means for the states of a disk's VM. The states themselves stay with their snapshots.
+#[derive(Debug)]
+pub struct Reverted {
+    /// The state that was saved with the snapshot: the disk can be resumed with it, as long as nothing is written to it. Or why it
+    /// cannot be used. `None` where none was saved.
+    pub restored: Option<Result<VmState>>,
+    /// The state that the disk could be resumed with before, and cannot any more: that of another snapshot.
+    pub dropped: Option<VmState>,
+}
+
 /// Makes the disk at `path` show again what its snapshot `name` holds. What was written since the last snapshot is lost. The disk
 /// must not be open; the snapshots stay. A crash leaves the disk as it was or reverted.
-pub fn revert(options: &OpenOptions, path: &Path, name: &SnapshotName) -> Result<()> {
+pub fn revert(options: &OpenOptions, path: &Path, name: &SnapshotName) -> Result<Reverted> {
     let vfs = &options.vfs;
+    // Where there is none, or it is not known, there is none to tell of.
+    let before = resumable(options, path).ok();
     let old = chain::open_leaf(vfs, Arc::clone(vfs), path, Access::ReadWrite)?;
     let leaf = Leaf::resolve(&**vfs, path)?;
     let snapshot = sealed(options, path, &leaf, name)?;
@@ -37,10 +51,18 @@ pub fn revert(options: &OpenOptions, path: &Path, name: &SnapshotName) -> Result
     chain::register(&**vfs, id, &place, &snapshot)?;
     vfs.rename(&next, &place).map_err(|error| Error::io(&place, "putting the new leaf in place", error))?;
     chain::sync_folder(&**vfs, &leaf)?;
-    match old_parent {
-        Some(parent) => chain::unregister(&**vfs, old_id, &parent),
-        None => Ok(()),
+    if let Some(parent) = old_parent {
+        chain::unregister(&**vfs, old_id, &parent)?;
     }
+    let restored = match state_of(vfs, &snapshot) {
+        Err(Error::NotFound { .. }) => None,
+        state => Some(state),
+    };
+    let is_restored = |state: &VmState| {
+        restored.as_ref().is_some_and(|new| new.as_ref().is_ok_and(|new| new.path() == state.path()))
+    };
+    let dropped = before.filter(|state| !is_restored(state));
+    Ok(Reverted { restored, dropped })
 }
 
 /// Makes a new disk at `new`, which must not exist, that starts with what the sealed image at `snapshot` holds. The image notes it,

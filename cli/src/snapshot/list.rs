@@ -1,5 +1,6 @@
 //! `cowvhd snapshot list`.
 
+use super::state::State;
 use crate::failure::Failure;
 use crate::output;
 use crate::parents::Parents;
@@ -45,23 +46,6 @@ struct Entry {
     vm_state: Option<State>,
 }
 
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct State {
-    /// Why it cannot be used, if so.
-    error: Option<String>,
-    disks: usize,
-    parts: Vec<Part>,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct Part {
-    name: String,
-    file_size: u64,
-    actual_size: u64,
-}
-
 impl List {
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let found = list(&self.parents.options(), &self.file)?;
@@ -78,21 +62,7 @@ impl List {
 
 impl Entry {
     fn new(found: &Listed) -> Result<Self, Failure> {
-        let vm_state = match &found.state {
-            None => None,
-            Some(Err(error)) => Some(State { error: Some(error.to_string()), disks: 0, parts: Vec::new() }),
-            Some(Ok(state)) => {
-                let part = |blob: &cowvhd::state::StateBlob| {
-                    Ok(Part {
-                        name: blob.name().into(),
-                        file_size: blob.length(),
-                        actual_size: blob.allocated_bytes()?,
-                    })
-                };
-                let parts = state.blobs().iter().map(part).collect::<Result<_, Failure>>()?;
-                Some(State { error: None, disks: state.disks().len(), parts })
-            }
-        };
+        let vm_state = found.state.as_ref().map(State::new).transpose()?;
         Ok(Entry {
             name: found.name.to_string(),
             filename: found.path.to_string_lossy().into_owned(),
@@ -107,13 +77,7 @@ impl Entry {
     fn line(&self) -> String {
         let state = match &self.vm_state {
             None => String::new(),
-            Some(State { error: Some(error), .. }) => format!("  VM state that cannot be used: {error}"),
-            Some(State { disks, parts, .. }) => {
-                let parts: Vec<String> =
-                    parts.iter().map(|part| format!("{} {}", part.name, Human(part.actual_size))).collect();
-                let disks = if *disks > 1 { format!(" of {disks} disks") } else { String::new() };
-                format!("  VM state{disks}: {}", parts.join(", "))
-            }
+            Some(state) => format!("  VM state{state}"),
         };
         let aside = if self.depth.is_none() { "  (not beneath the disk)" } else { "" };
         format!("{}  {}  {}{state}{aside}\n", self.name, self.taken, Human(self.actual_size))

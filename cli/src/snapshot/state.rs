@@ -7,7 +7,7 @@ use crate::size::Human;
 use cowvhd::snapshot::{self, SnapshotName};
 use cowvhd::state::{StateBlob, VmState};
 use serde::Serialize;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 
@@ -82,6 +82,56 @@ struct PartOf {
     file_size: u64,
     actual_size: u64,
     blake3: String,
+}
+
+/// A VM state in a few words.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct State {
+    /// Why it cannot be used, if so.
+    error: Option<String>,
+    disks: usize,
+    parts: Vec<Size>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Size {
+    name: String,
+    file_size: u64,
+    actual_size: u64,
+}
+
+impl State {
+    pub(super) fn new(found: &cowvhd::Result<VmState>) -> Result<Self, Failure> {
+        match found {
+            Err(error) => Ok(State { error: Some(error.to_string()), disks: 0, parts: Vec::new() }),
+            Ok(state) => Self::of(state),
+        }
+    }
+
+    pub(super) fn of(state: &VmState) -> Result<Self, Failure> {
+        let size = |blob: &StateBlob| {
+            let actual_size = blob.allocated_bytes()?;
+            Ok(Size { name: blob.name().into(), file_size: blob.length(), actual_size })
+        };
+        let parts = state.blobs().iter().map(size).collect::<Result<_, Failure>>()?;
+        Ok(State { error: None, disks: state.disks().len(), parts })
+    }
+}
+
+/// Behind the words "VM state".
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(error) = &self.error {
+            return write!(f, " that cannot be used: {error}");
+        }
+        if self.disks > 1 {
+            write!(f, " of {} disks", self.disks)?;
+        }
+        let part = |part: &Size| format!("{} {}", part.name, Human(part.actual_size));
+        write!(f, ": {}", self.parts.iter().map(part).collect::<Vec<_>>().join(", "))
+    }
 }
 
 impl StateOf {
