@@ -7,9 +7,10 @@
 #[allow(dead_code, reason = "shared with the other tests of chains")]
 mod chain_ops;
 
-use chain_ops::{Chain, must_be_sound, must_hold, options};
+use chain_ops::{Chain, SIZE, must_be_sound, must_hold, options};
 use cowvhd::ErrorKind;
-use cowvhd::sim::{Bounds, Fault, FaultPlan, Rng};
+use cowvhd::convert::Progress;
+use cowvhd::sim::{Bounds, Fault, FaultPlan, FileSystem, Rng};
 use cowvhd::snapshot::{SnapshotName, merge, merge_running};
 use cowvhd::vfs::Vfs;
 use std::ops::ControlFlow;
@@ -78,6 +79,39 @@ fn a_lack_of_space_loses_nothing() {
             }
         }
     }
+}
+
+/// Where the file system says that it has too little space, nothing is copied.
+#[test]
+fn space_is_looked_at_first() {
+    let (disk, mut refused) = (Path::new("/vm.vhd"), 0);
+    for seed in 0..20 {
+        let Chain { vfs, layers, content } = Chain::random(seed, 4);
+        let says = |bytes| {
+            vfs.set_kind(FileSystem { available_bytes: Some(bytes), ..FileSystem::default() });
+        };
+        says(4096);
+        let mut copied = 0;
+        let mut watch = |progress: Progress| {
+            copied += progress.copied;
+            ControlFlow::Continue(())
+        };
+        if let Err(error) = merge(&options(&vfs), disk, None, &mut watch) {
+            let said = error.to_string();
+            assert!(error.kind() == ErrorKind::NoSpace && said.contains("nothing was changed"), "{said}");
+            let running = options(&vfs).open(disk).unwrap();
+            let error = merge_running(&running, None, &mut watch).unwrap_err();
+            assert_eq!((error.kind(), copied), (ErrorKind::NoSpace, 0), "{error}");
+            running.close().unwrap();
+            refused += 1;
+            // All that a disk can take.
+            says(SIZE + 64 * 4096);
+            merge(&options(&vfs), disk, None, &mut |_| ControlFlow::Continue(())).unwrap();
+        }
+        layers[..layers.len() - 1].iter().for_each(|layer| vfs.remove(layer).unwrap());
+        must_hold(&options(&vfs), disk, &content).unwrap();
+    }
+    assert!(refused > 10, "{refused}");
 }
 
 /// A merge that is stopped anywhere goes on.

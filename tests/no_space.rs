@@ -5,9 +5,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "support/small_file_system.rs"]
+mod small_file_system;
+
 use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions};
-use std::path::Path;
-use std::process::Command;
+use small_file_system::{on_a_small_file_system, small_folder};
 
 const BLOCK: u64 = 2 << 20;
 
@@ -23,29 +25,8 @@ fn check(disk: &Disk, blocks: &[(u64, u8)]) {
     }
 }
 
-/// Runs a test of this file again, with a small file system of its own, which ends with it.
-fn on_a_small_file_system(test: &str, size: &str) {
-    let dir = tempfile::tempdir().unwrap();
-    let is_root = Command::new("id").arg("-u").output().expect("id is missing: apt-get install coreutils");
-    let user: &[&str] = if is_root.stdout == b"0\n" { &[] } else { &["--user", "--map-root-user"] };
-    let mount = format!("mount -t tmpfs -o size={size} tmpfs \"$0\" && exec \"$@\"");
-    let output = Command::new("unshare")
-        .args(user)
-        .args(["--mount", "sh", "-c", &mount])
-        .arg(dir.path())
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--ignored", "--nocapture"])
-        .env("COWVHD_SMALL_DIR", dir.path())
-        .output()
-        .expect("unshare is missing: apt-get install util-linux");
-    let text =
-        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && text.contains("1 passed"), "{text}");
-}
-
 fn small_image() -> std::path::PathBuf {
-    let dir = std::env::var_os("COWVHD_SMALL_DIR").expect("run by another test");
-    let path = Path::new(&dir).join("disk.vhd");
+    let path = small_folder().join("disk.vhd");
     CreateOptions::new(256 << 20).create(&path).unwrap();
     path
 }

@@ -9,7 +9,7 @@ mod chain_ops;
 
 use chain_ops::{Chain, create, must_hold, options, read};
 use cowvhd::ErrorKind;
-use cowvhd::sim::Bounds;
+use cowvhd::sim::{Bounds, Fault, FaultPlan};
 use cowvhd::snapshot::{SnapshotName, delete, delete_running};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -144,4 +144,64 @@ fn what_cannot_be_deleted_beside_a_guest_is_said() {
     .unwrap();
     disk.close().unwrap();
     must_hold(&options(&vfs), Path::new("/vm.vhd"), &content).unwrap();
+}
+
+/// Any operation, or all from it on, lack space, while a snapshot is taken of a running disk, and one is deleted there and of the closed
+/// disk: nothing is lost, and with space all comes to its end.
+#[test]
+fn a_lack_of_space_loses_nothing() {
+    let disk_path = Path::new("/vm.vhd");
+    let go_on = || |_| ControlFlow::Continue(());
+    let mut lacked = [0; 3];
+    for (round, count) in [1, u64::MAX, 1, u64::MAX, 1, u64::MAX].into_iter().enumerate() {
+        for number in (round as u64 % 3..).step_by(5) {
+            let Chain { vfs, layers, content } = five_layers();
+            let victim = layers[(round + number as usize) % 4].clone();
+            let names = [name("new"), name(&((round + number as usize) % 4).to_string())];
+            let kept: Vec<_> = layers[..4].iter().filter(|path| **path != victim).collect();
+            let shown = |vfs: &_| -> Vec<Vec<u8>> {
+                kept.iter().map(|path| read(&options(vfs).read_only(true), path).unwrap()).collect()
+            };
+            let before = shown(&vfs);
+            let kind = round / 2;
+            let disk = (kind < 2).then(|| options(&vfs).open(disk_path).unwrap());
+            vfs.set_faults(FaultPlan::new(Fault::Error(28), number, count));
+            let result = match (&disk, kind) {
+                (Some(disk), 0) => disk.snapshot(&names[0]).map(drop),
+                (Some(disk), _) => delete_running(disk, &names[1], &mut go_on()).map(drop),
+                (None, _) => delete(&options(&vfs), disk_path, &names[1], &mut go_on()).map(drop),
+            };
+            let injected = vfs.injected_faults();
+            vfs.set_faults(FaultPlan::default());
+            if let Err(error) = &result {
+                let expected = [ErrorKind::NoSpace, ErrorKind::Poisoned];
+                assert!(expected.contains(&error.kind()), "round {round}, operation {number}: {error}");
+                lacked[kind] += 1;
+            }
+            if let Some(disk) = disk {
+                // One that did not stop goes on.
+                let mut found = vec![0; content.len()];
+                disk.read_at(&mut found, 0).unwrap();
+                assert!(found == content, "round {round}, operation {number}");
+                if disk.flush().is_ok() {
+                    disk.close().unwrap();
+                }
+            }
+            must_hold(&options(&vfs), disk_path, &content)
+                .unwrap_or_else(|error| panic!("round {round}, operation {number}: {error}"));
+            if kind > 0 {
+                match delete(&options(&vfs), disk_path, &names[1], &mut go_on()) {
+                    Ok(_) => {}
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound, "{error}"),
+                }
+                assert!(vfs.content(&victim).is_none());
+            }
+            assert!(shown(&vfs) == before, "round {round}, operation {number}");
+            must_hold(&options(&vfs), disk_path, &content).unwrap();
+            if injected == 0 {
+                break;
+            }
+        }
+    }
+    assert!(lacked.iter().all(|&lacked| lacked > 10), "{lacked:?}");
 }

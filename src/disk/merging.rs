@@ -74,6 +74,11 @@ impl Merging<'_> {
         &self.vfs
     }
 
+    /// The leaf.
+    pub(crate) fn leaf(&self) -> &Layer {
+        &self.leaf
+    }
+
     /// The leaf's unique id.
     pub(crate) fn leaf_id(&self) -> UniqueId {
         self.leaf.footer().unique_id

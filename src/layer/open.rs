@@ -362,6 +362,23 @@ impl Opening {
         }
     }
 
+    /// Takes space for the ring, which a seal has punched: an entry that finds none would end the session.
+    fn fill_ring(&self) -> Result<()> {
+        let ring = self.place.ring_offset..self.place.ring_offset + self.place.ring_bytes;
+        let mut at = ring.start;
+        while at < ring.end {
+            let data = self.file.next_data(at).map_err(self.io("looking for holes in the journal"))?;
+            let data =
+                data.map_or(ring.end..ring.end, |data| data.start.min(ring.end)..data.end.min(ring.end));
+            if at < data.start {
+                write_zeros(&*self.file, at, data.start - at)
+                    .map_err(self.io("taking space for the journal"))?;
+            }
+            at = data.end;
+        }
+        Ok(())
+    }
+
     fn start_from_clean(&self, superblocks: &mut Superblocks) -> Result<Ready> {
         let bytes = table::read_table(&*self.file, &self.path, &self.place)?;
         let entries = table::entries(&bytes, &self.place);
@@ -369,6 +386,9 @@ impl Opening {
         let foreign = self.foreign(&entries)?;
         superblocks.current.foreign_blocks |= foreign == Foreign::StructureChanged;
 
+        if superblocks.current.lineage.is_sealed() {
+            self.fill_ring()?;
+        }
         // Also where it reads right: an earlier attempt may have left it in the cache and not on the medium.
         self.write_backup()?;
         let next_allocation = superblocks.current.next_allocation;

@@ -269,6 +269,10 @@ impl File for SimFile {
         self.with(|file| file.cache.allocated_bytes())
     }
 
+    fn available_bytes(&self) -> io::Result<Option<u64>> {
+        Ok(self.vfs.kind().available_bytes)
+    }
+
     fn modified(&self) -> io::Result<FileTime> {
         self.with(|file| file.modified)
     }

@@ -66,6 +66,8 @@ pub struct FileSystem {
     pub no_clones: bool,
     /// It has no [`File::copy_from`].
     pub no_copies: bool,
+    /// Bytes that it says it has left; it does not keep to them.
+    pub available_bytes: Option<u64>,
 }
 
 /// A simulated file system. Clones are the same one.

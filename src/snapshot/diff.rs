@@ -185,19 +185,8 @@ pub(super) fn changes_within(
     window: Range<u64>,
     changes: &mut Vec<Change>,
 ) -> Result<()> {
-    let mut undecided: Vec<Range<u64>> = std::iter::once(window.clone()).collect();
-    let mut found: Vec<(Range<u64>, ChangeKind)> = Vec::new();
-    for layer in layers {
-        let mut decided: Vec<(Range<u64>, ChangeKind)> = Vec::new();
-        layer.decided(window.clone(), &mut |part, kind| match decided.last_mut() {
-            Some((last, last_kind)) if last.end == part.start && *last_kind == kind => last.end = part.end,
-            _ => decided.push((part, kind)),
-        })?;
-        undecided = take(undecided, &decided, &mut found);
-        if undecided.is_empty() {
-            break;
-        }
-    }
+    let mut found = Vec::new();
+    decide(layers, window.clone(), vec![window], &mut found)?;
     found.sort_unstable_by_key(|(range, _)| range.start);
     for (range, kind) in found {
         match changes.last_mut() {
@@ -208,6 +197,39 @@ pub(super) fn changes_within(
         }
     }
     Ok(())
+}
+
+/// Adds what `layers`, from the newest down, hold of the `undecided` parts of `window` to `found`; returns what none of them decides.
+fn decide(
+    layers: &[View<'_>],
+    window: Range<u64>,
+    mut undecided: Vec<Range<u64>>,
+    found: &mut Vec<(Range<u64>, ChangeKind)>,
+) -> Result<Vec<Range<u64>>> {
+    for layer in layers {
+        if undecided.is_empty() {
+            break;
+        }
+        let mut decided: Vec<(Range<u64>, ChangeKind)> = Vec::new();
+        layer.decided(window.clone(), &mut |part, kind| match decided.last_mut() {
+            Some((last, last_kind)) if last.end == part.start && *last_kind == kind => last.end = part.end,
+            _ => decided.push((part, kind)),
+        })?;
+        undecided = take(undecided, &decided, found);
+    }
+    Ok(undecided)
+}
+
+/// The ranges of a window in which `layers`, from the newest down, hold data where `top` holds nothing.
+pub(super) fn missing_data(
+    top: &View<'_>,
+    layers: &[View<'_>],
+    window: Range<u64>,
+) -> Result<Vec<Range<u64>>> {
+    let (mut own, mut found) = (Vec::new(), Vec::new());
+    let absent = decide(std::slice::from_ref(top), window.clone(), vec![window.clone()], &mut own)?;
+    decide(layers, window, absent, &mut found)?;
+    Ok(found.into_iter().filter(|(_, kind)| *kind == ChangeKind::Data).map(|(range, _)| range).collect())
 }
 
 /// Moves what of `undecided` is in `decided` to `found`; returns the rest. All in order.

@@ -8,6 +8,7 @@ use super::diff::View;
 use super::point;
 use super::pull::{Fill, fill_alone, fill_range, pull};
 use super::rebase::{closing, differencing};
+use super::space::check_space;
 use crate::chain::{self, ChildClaims, ParentImage, ParentPolicy, Parents, Source};
 use crate::convert::{Phase, Progress};
 use crate::disk::{Disk, Merging, OpenOptions};
@@ -33,7 +34,8 @@ pub struct Merged {
 /// the same, and no other file is changed. The disk must not be open.
 ///
 /// A crash, or a `progress` that breaks ([`Error::Stopped`]), leaves the disk over the layers that it had, with some more of its own;
-/// the next merge goes on from there.
+/// the next merge goes on from there. Where the file system says that it has too little space, nothing is copied
+/// ([`Error::NoSpace`]).
 pub fn merge(
     options: &OpenOptions,
     disk: &Path,
@@ -110,6 +112,7 @@ pub(super) fn merge_into_leaf(
     let parent = images.get(count).copied();
     let views: Vec<View<'_>> = merged.iter().map(|image| View::Parent(image)).collect();
     let block_bytes = u64::from(merging.block_bytes());
+    check_space(merging.leaf(), &views, size, block_bytes)?;
     let mut fill = |block, range| merging.fill(block, range);
     let mut copy = |done, copied| report(Phase::Copy, done, copied);
     // Without a parent zeros need nothing to hide.
@@ -154,6 +157,7 @@ pub(super) fn merge_layer(
     let mut report = reporting(path, size, progress);
     let parent = images.get(count).copied();
     let views: Vec<View<'_>> = merged.iter().map(|image| View::Parent(image)).collect();
+    check_space(layer, &views, size, block_bytes)?;
     let mut fill = fill_alone(layer, below);
     let mut copy = |done, copied| report(Phase::Copy, done, copied);
     // Without a parent zeros need nothing to hide.

@@ -16,6 +16,7 @@ mod point;
 mod pull;
 mod rebase;
 mod revert;
+mod space;
 mod state;
 
 pub use crate::chain::SnapshotName;

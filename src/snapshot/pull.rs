@@ -7,7 +7,7 @@ use crate::layer::{Below, Layer};
 use std::ops::Range;
 
 /// Bytes of the disk that are looked at together.
-const WINDOW_BYTES: u64 = 1 << 30;
+pub(super) const WINDOW_BYTES: u64 = 1 << 30;
 /// A unit that a layer has or has not, in bytes.
 pub(super) const UNIT_BYTES: u64 = 4096;
 /// Bytes that are copied at once: writes of a guest wait for no more than that.

@@ -309,6 +309,10 @@ impl File for DirectFile {
         self.cached.allocated_bytes()
     }
 
+    fn available_bytes(&self) -> io::Result<Option<u64>> {
+        self.cached.available_bytes()
+    }
+
     fn modified(&self) -> io::Result<FileTime> {
         self.cached.modified()
     }

@@ -312,6 +312,13 @@ impl File for HostFile {
             .map_err(|_| io::ErrorKind::InvalidData.into())
     }
 
+    fn available_bytes(&self) -> io::Result<Option<u64>> {
+        let found = rustix::fs::fstatvfs(&self.fd)?;
+        // What is kept for root is left for root alone.
+        let blocks = if rustix::process::geteuid().is_root() { found.f_bfree } else { found.f_bavail };
+        Ok(Some(blocks.saturating_mul(found.f_frsize)))
+    }
+
     fn modified(&self) -> io::Result<FileTime> {
         let stat = rustix::fs::fstat(&self.fd)?;
         Ok(FileTime { seconds: stat.st_mtime, nanoseconds: u32::try_from(stat.st_mtime_nsec).unwrap_or(0) })

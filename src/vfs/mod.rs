@@ -179,6 +179,11 @@ pub trait File: Send + Sync + fmt::Debug {
     /// Bytes of the medium that the file occupies.
     fn allocated_bytes(&self) -> io::Result<u64>;
 
+    /// Bytes that the file system of the file has left for it; `None` where it does not say.
+    fn available_bytes(&self) -> io::Result<Option<u64>> {
+        Ok(None)
+    }
+
     /// When the content was last changed.
     fn modified(&self) -> io::Result<FileTime>;
 

@@ -16,8 +16,13 @@ const RING: u64 = 128 << 10;
 const SIZE: u64 = 8 * (16 << 10) - 1024;
 const SECTOR: u64 = 512;
 
-const ABLE: FileSystem =
-    FileSystem { no_exchange: false, no_nameless_files: false, no_clones: false, no_copies: false };
+const ABLE: FileSystem = FileSystem {
+    no_exchange: false,
+    no_nameless_files: false,
+    no_clones: false,
+    no_copies: false,
+    available_bytes: None,
+};
 /// What file systems can do.
 pub const KINDS: [FileSystem; 3] = [
     ABLE,
