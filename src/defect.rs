@@ -193,6 +193,12 @@ defects! {
     FlushJoinsRunning,
     /// A close does not wait for what is under way.
     CloseDoesNotWait,
+    /// A new leaf comes in while changes of some threads go on in the old one.
+    ChangesInTwoLeaves,
+    /// A read holds the lock under which the next leaf is put in, and so stops all changes until it is done.
+    ReadLockNotRechecked,
+    /// A flush is answered for a leaf that has no durable place in the chain yet.
+    FlushOfNamelessLeaf,
 }
 
 /// Whether a defect is switched on, on this thread.

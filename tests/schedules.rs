@@ -311,7 +311,76 @@ static PROGRAMS: &[Program] = &[
         ],
         faults: None,
     },
+    // Changes of two threads to one place, in the leaf that was and in the one that comes.
+    Program {
+        name: "snapshot-writes",
+        shape: FOUR_BLOCKS,
+        image: |world| world.write(0, BLOCK),
+        before: nothing,
+        threads: &[
+            |world| {
+                world.write(BLOCK, 4);
+                world.snapshot("one");
+                world.write(2, 2);
+            },
+            |world| (0..6).for_each(|_| world.write(2, 4)),
+            |world| {
+                world.write(3, 2);
+                world.flush();
+                world.write(3, 1);
+                world.discard(BLOCK, BLOCK);
+                world.flush();
+            },
+        ],
+        faults: None,
+    },
+    // First touches of blocks beneath the leaf, while what was the leaf is folded into the map of the chain.
+    Program {
+        name: "snapshot-reads",
+        shape: FOUR_BLOCKS_CHILD,
+        image: nothing,
+        before: |world| (0..4).for_each(|block| world.write(block * BLOCK + 3, 9)),
+        threads: &[
+            |world| {
+                world.snapshot("one");
+                world.read(0, BLOCK);
+            },
+            |world| (0..4).for_each(|block| world.read(block * BLOCK, 16)),
+            |world| {
+                (0..4).for_each(|block| world.write(block * BLOCK + 17, 2));
+                world.flush();
+            },
+        ],
+        faults: None,
+    },
+    // A read that takes long keeps no change waiting, however many leaves come in meanwhile.
+    Program {
+        name: "snapshot-held-read",
+        shape: FOUR_BLOCKS,
+        image: fill_all,
+        before: nothing,
+        threads: &[
+            |world| {
+                world.wait_for_reader();
+                world.snapshot("one");
+                world.snapshot("two");
+            },
+            |world| world.read_held(0, 8),
+            |world| {
+                world.wait_for_held();
+                (0..16).for_each(|_| world.write(BLOCK, BLOCK));
+                world.let_go();
+            },
+        ],
+        faults: None,
+    },
 ];
+
+/// The last of the programs, which take snapshots.
+const OF_SNAPSHOTS: usize = 3;
+/// Nothing else can show these.
+const SNAPSHOT_DEFECTS: [Defect; 3] =
+    [Defect::ChangesInTwoLeaves, Defect::ReadLockNotRechecked, Defect::FlushOfNamelessLeaf];
 
 /// Runs batches on all cores, numbered from `first` on, until `count` have run or one goes wrong.
 fn run(first: u64, count: u64) -> Result<(), Wrong> {
@@ -364,7 +433,9 @@ fn replay_command(defect: Option<Defect>, wrong: &Wrong) -> String {
 /// Runs schedules under the defect until one of them is wrong.
 fn kill(defect: Defect) -> Option<Wrong> {
     defect::seed(Some(defect));
-    let killed = (0..BATCHES_OF_DEFECT).find_map(|number| batch(number, PROGRAMS).run().err());
+    let first = if SNAPSHOT_DEFECTS.contains(&defect) { PROGRAMS.len() - OF_SNAPSHOTS } else { 0 };
+    let programs = &PROGRAMS[first..];
+    let killed = (0..BATCHES_OF_DEFECT).find_map(|number| batch(number, programs).run().err());
     defect::seed(None);
     killed
 }

@@ -12,11 +12,12 @@
 //! no name yet. If that fails, the new leaf is poisoned. Lock order: `turn`, then the stripes, then `latest`.
 
 use crate::chain::{MAX_DEPTH, Parents, Source};
+use crate::defect::{self, Defect};
 use crate::error::{Error, Result};
 use crate::layer::{Below, Layer, Nothing, ParentLink};
 use crate::sync::{
     Arc, AtomicUsize, Condvar, FEWER_STRIPES, Mutex, MutexGuard, Ordering, RwLock, RwLockReadGuard,
-    RwLockWriteGuard, thread_number,
+    RwLockWriteGuard, thread_number, yield_now,
 };
 
 /// A leaf and what is below it.
@@ -92,8 +93,11 @@ impl Generations {
         loop {
             let count = self.changes_of_generation.load(Ordering::SeqCst);
             let held = stripe.reads[count % 2].read();
-            // Otherwise what is held may be the one before.
-            if self.changes_of_generation.load(Ordering::SeqCst) == count {
+            // Otherwise what is held may be the lock that the next leaf is put under, and this read would keep it, and with it all
+            // changes, waiting.
+            if self.changes_of_generation.load(Ordering::SeqCst) == count
+                || defect::active(Defect::ReadLockNotRechecked)
+            {
                 return held;
             }
         }
@@ -113,7 +117,7 @@ impl Generations {
     /// The same once its leaf has its place in the chain, or cannot get it any more.
     pub(super) fn latest_settled(&self) -> Arc<Generation> {
         let mut latest = self.latest.lock();
-        while latest.pending {
+        while latest.pending && !defect::active(Defect::FlushOfNamelessLeaf) {
             self.settled.wait(&mut latest);
         }
         Arc::clone(&latest.generation)
@@ -277,7 +281,11 @@ impl<'a> Ready<'a> {
     /// [`Stopped::switch`], or when the value is dropped. Whoever holds several disks sees to it that nobody else does, for the
     /// same ones, in another order.
     pub(crate) fn hold(self) -> Stopped<'a> {
-        Stopped { stripes: self.generations.freeze(), ready: self }
+        let stripes = match defect::active(Defect::ChangesInTwoLeaves) {
+            true => Vec::new(),
+            false => self.generations.freeze(),
+        };
+        Stopped { stripes, ready: self }
     }
 }
 
@@ -298,6 +306,12 @@ impl<'a> Stopped<'a> {
         let switch = Switch { generations, _turn: turn, old, next: Arc::clone(&next), ended: false };
         generations.show(&next);
         stripes.iter_mut().for_each(|current| **current = Arc::clone(&next));
+        if defect::active(Defect::ChangesInTwoLeaves) {
+            for stripe in &generations.stripes {
+                *stripe.changes.write() = Arc::clone(&next);
+                yield_now();
+            }
+        }
         switch
     }
 }

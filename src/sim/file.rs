@@ -164,8 +164,8 @@ impl File for SimFile {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        scheduling_point();
         self.vfs.state().counts.reads += 1;
+        self.vfs.run_hook(Underway::Read);
         let count = self.fault(buf.len(), Operation::Read)?;
         self.with(|file| file.cache.read(buf.get_mut(..count).unwrap_or_default(), offset))
     }

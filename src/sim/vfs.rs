@@ -25,6 +25,8 @@ use std::sync::Arc;
 /// An operation that is under way when a hook is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Underway {
+    /// A read, whose bytes are not taken yet.
+    Read,
     /// A plain write, not in the cache yet.
     Write,
     /// A durable write, not complete.

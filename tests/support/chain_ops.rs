@@ -324,7 +324,10 @@ fn start_guest(vfs: &SimVfs, content: &[u8], rng: Rng) -> Result<Arc<Guest>, Str
         Arc::new(Guest { vfs: vfs.clone(), disk, history: Mutex::new(history), rng: Mutex::new(rng) });
     let (weak, busy) = (Arc::downgrade(&guest), AtomicBool::new(false));
     vfs.set_hook(Some(Box::new(move |underway| {
-        let Some(guest) = weak.upgrade().filter(|_| underway != Underway::Write) else { return };
+        let Some(guest) = weak.upgrade().filter(|_| !matches!(underway, Underway::Read | Underway::Write))
+        else {
+            return;
+        };
         if !busy.swap(true, Ordering::SeqCst) {
             if guest.rng.lock().unwrap().one_in(3) {
                 guest.change();

@@ -1,18 +1,21 @@
 //! Small programs of a few threads on one disk, each run under many schedules, on the simulated medium.
 //!
-//! shuttle decides at every lock, atomic and operation of the medium which thread runs on. Three kinds of schedules: any
-//! thread at each point; the same thread as a rule, another now and then; by priorities that change at few points (PCT).
+//! shuttle decides at every lock, atomic and operation of the medium which thread runs on. Four kinds of schedules: any
+//! thread at each point; the same thread as a rule, another now and then; the same, with one thread that is held up for long soon after
+//! it began; by priorities that change at few points (PCT).
 //! What is checked: each read while it runs, the disk when all threads are done, and one state that a power cut during or after the
 //! program may leave, by all oracles of `crash.rs`.
 
 use crate::crash::{Explorer, PATH, SECTOR, Shape, check_content, create, read_hot};
-use cowvhd::sim::{Bounds, CrashPoint, CrashState, FaultPlan, History, Rng, SimVfs};
+use cowvhd::check::{Severity, check};
+use cowvhd::sim::{Bounds, CrashPoint, CrashState, FaultPlan, History, Rng, SimVfs, Underway};
+use cowvhd::snapshot::SnapshotName;
 use cowvhd::{Disk, ErrorKind, OpenOptions, Result};
 use shuttle::scheduler::{PctScheduler, Schedule, Scheduler, Task, TaskId};
 use shuttle::{Config, FailurePersistence, MaxSteps, Runner};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -41,13 +44,115 @@ pub struct World {
     wrong: Mutex<Vec<String>>,
     faults: bool,
     closed: Mutex<bool>,
+    snapshots: Mutex<Vec<Snapshot>>,
+    held: Arc<Held>,
+}
+
+/// A snapshot that was acknowledged.
+#[derive(Debug, Clone)]
+struct Snapshot {
+    path: PathBuf,
+    called: u64,
+    returned: u64,
+}
+
+/// A read that begins when a snapshot is about to end, and is held in the middle of its first operation on the medium until others are done.
+#[derive(Debug, Default)]
+struct Held {
+    state: shuttle::sync::Mutex<HeldState>,
+    changed: shuttle::sync::Condvar,
+}
+
+#[derive(Debug, Default)]
+struct HeldState {
+    /// The thread whose read it is.
+    reader: Option<usize>,
+    /// Of the child's name, and of the exchange of names: then changes go into the child, and the end of the snapshot is near.
+    directory_syncs: usize,
+    is_held: bool,
+    may_go: bool,
+}
+
+impl Held {
+    fn change(&self, change: impl FnOnce(&mut HeldState)) {
+        change(&mut self.state.lock().unwrap());
+        self.changed.notify_all();
+    }
+
+    fn wait(&self, until: impl Fn(&HeldState) -> bool) {
+        let mut state = self.state.lock().unwrap();
+        while !until(&state) {
+            state = self.changed.wait(state).unwrap();
+        }
+    }
+
+    /// In the middle of an operation of the medium.
+    fn hook(&self, underway: Underway) {
+        match underway {
+            Underway::DirectorySync => self.change(|state| state.directory_syncs += 1),
+            Underway::Read => {
+                let mut holds = false;
+                self.change(|state| {
+                    holds =
+                        !state.is_held && state.directory_syncs >= 2 && state.reader == Some(this_thread());
+                    state.is_held |= holds;
+                });
+                if holds {
+                    self.wait(|state| state.may_go);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn this_thread() -> usize {
+    shuttle::current::me().into()
 }
 
 impl World {
     fn new(vfs: SimVfs, history: History, faults: bool) -> Self {
         let disk = OpenOptions::new().vfs(Arc::new(vfs.clone())).open(Path::new(PATH)).unwrap();
         let (history, wrong) = (Mutex::new(history), Mutex::default());
-        World { vfs, disk, history, wrong, faults, closed: Mutex::new(false) }
+        let (snapshots, held) = Default::default();
+        World { vfs, disk, history, wrong, faults, closed: Mutex::new(false), snapshots, held }
+    }
+
+    /// Takes a snapshot, beside whatever runs.
+    pub fn snapshot(&self, name: &str) {
+        let called = self.vfs.tick();
+        match self.disk.snapshot(&SnapshotName::new(name).unwrap()) {
+            Ok(path) => {
+                let returned = self.vfs.tick();
+                self.snapshots.lock().unwrap().push(Snapshot { path, called, returned });
+            }
+            Err(error) => self.failed("a snapshot", error),
+        }
+    }
+
+    /// Waits until a snapshot is about to end; then reads, and stays in the middle of that until somebody calls [`World::let_go`].
+    pub fn read_held(&self, first: u64, count: u64) {
+        let held = Arc::clone(&self.held);
+        self.vfs.set_hook(Some(Box::new(move |underway| held.hook(underway))));
+        self.held.change(|state| state.reader = Some(this_thread()));
+        self.held.wait(|state| state.directory_syncs >= 2);
+        self.read(first, count);
+        self.vfs.set_hook(None);
+    }
+
+    /// Waits until somebody is about to call [`World::read_held`].
+    pub fn wait_for_reader(&self) {
+        self.held.wait(|state| state.reader.is_some());
+    }
+
+    /// Waits until that read is held.
+    pub fn wait_for_held(&self) {
+        self.held.wait(|state| state.is_held);
+    }
+
+    /// Lets the read that is held go on.
+    pub fn let_go(&self) {
+        self.held.change(|state| state.may_go = true);
     }
 
     fn wrong(&self, what: String) {
@@ -143,9 +248,20 @@ impl World {
             true => points.len() - 1,
             false => rng.below(points.len() as u64) as usize,
         };
+        let snapshots = self.snapshots.lock().unwrap().clone();
+        for snapshot in &snapshots {
+            if let Err(what) = snapshot.judge(&self.vfs, shape, &history) {
+                self.wrong(what);
+            }
+        }
         if let Some(state) = any_state(&points[number], rng) {
             let fates = state.fates().to_string();
-            if let Err(what) = Explorer::new(shape).judge_one(&history, points[number].clock(), state) {
+            let clock = points[number].clock();
+            let judged = match snapshots.is_empty() {
+                true => Explorer::new(shape).judge_one(&history, clock, state),
+                false => judge_chain(&snapshots, shape, &history, clock, &state),
+            };
+            if let Err(what) = judged {
                 self.wrong(format!("{what} (crash point {number}: {fates})"));
             }
         }
@@ -181,6 +297,46 @@ impl World {
     }
 }
 
+impl Snapshot {
+    /// It holds what the disk held at moments of the call.
+    fn judge(&self, vfs: &SimVfs, shape: Shape, history: &History) -> std::result::Result<(), String> {
+        let name = self.path.display();
+        let options = OpenOptions::new().read_only(true).vfs(Arc::new(vfs.clone()));
+        let disk = options.open(&self.path).map_err(|error| format!("O8: snapshot {name}: {error}"))?;
+        for (first, content) in read_hot(&disk, shape).map_err(|error| format!("O8: {name}: {error}"))? {
+            history
+                .check_read(self.called, self.returned, first, &content)
+                .map_err(|violation| format!("O8: snapshot {name}: {violation}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Judges what a power cut has left of a disk with snapshots: it opens with all that was flushed, and those that were acknowledged are there.
+fn judge_chain(
+    snapshots: &[Snapshot],
+    shape: Shape,
+    history: &History,
+    clock: u64,
+    state: &CrashState,
+) -> std::result::Result<(), String> {
+    let vfs = state.to_vfs(state.hash);
+    let options = OpenOptions::new().vfs(Arc::new(vfs.clone()));
+    let found = check(Arc::new(vfs.clone()), Path::new(PATH)).map_err(|error| format!("O4: {error}"))?;
+    if found.worst() > Some(Severity::Risk) {
+        return Err(format!("O4: {:?}", found.findings()));
+    }
+    for read_only in [true, false] {
+        let disk = options.clone().read_only(read_only).open(Path::new(PATH));
+        let disk = disk.map_err(|error| format!("O1: read-only {read_only}: {error}"))?;
+        let parts = read_hot(&disk, shape).map_err(|error| format!("O2: reading: {error}"))?;
+        check_content(history, clock, &parts, state.garbage)?;
+        disk.close().map_err(|error| format!("O1: closing: {error}"))?;
+    }
+    let mut acknowledged = snapshots.iter().filter(|snapshot| snapshot.returned <= clock);
+    acknowledged.try_for_each(|snapshot| snapshot.judge(&vfs, shape, history))
+}
+
 /// One of the states of a crash point.
 fn any_state(point: &CrashPoint, rng: &mut Rng) -> Option<CrashState> {
     let mut skip = rng.below(16);
@@ -202,9 +358,12 @@ pub enum Kind {
     Runs,
     /// By priorities, two of which change.
     Pct,
+    /// As in `Runs`; one thread does not get on from one of its first points, for long.
+    HeldUp,
 }
 
-const KINDS: [(Kind, &str); 3] = [(Kind::Any, "any"), (Kind::Runs, "runs"), (Kind::Pct, "pct")];
+const KINDS: [(Kind, &str); 4] =
+    [(Kind::Any, "any"), (Kind::Runs, "runs"), (Kind::Pct, "pct"), (Kind::HeldUp, "held-up")];
 
 /// Schedules that belong to one seed.
 pub const BATCH: usize = 50;
@@ -290,6 +449,7 @@ impl Batch {
             match kind {
                 Kind::Any => Runner::new(Walk::new(seed, 1, BATCH), config()).run(run),
                 Kind::Runs => Runner::new(Walk::new(seed, 8, BATCH), config()).run(run),
+                Kind::HeldUp => Runner::new(Walk::holding_up(seed, 8, BATCH), config()).run(run),
                 Kind::Pct => Runner::new(PctScheduler::new_from_seed(seed, 3, BATCH), config()).run(run),
             }
         }));
@@ -365,29 +525,69 @@ struct Walk {
     rng: Rng,
     choice: u64,
     left: usize,
+    /// Whether in each schedule one thread is held up.
+    holds_up: bool,
+    slow: Slow,
 }
+
+/// A thread that is held up.
+#[derive(Debug, Default)]
+struct Slow {
+    thread: usize,
+    /// After so many points of its own.
+    after: u64,
+    /// For so many points of others.
+    points: u64,
+}
+
+/// A thread is held up at one of so many points that it comes to first.
+const FIRST_POINTS: u64 = 24;
+/// For fewer points of others than this: two snapshots take some 400.
+const MOST_POINTS: u64 = 500;
 
 impl Walk {
     fn new(seed: u64, choice: u64, schedules: usize) -> Self {
-        Walk { rng: Rng::new(seed), choice, left: schedules }
+        Walk { rng: Rng::new(seed), choice, left: schedules, holds_up: false, slow: Slow::default() }
+    }
+
+    fn holding_up(seed: u64, choice: u64, schedules: usize) -> Self {
+        Walk { holds_up: true, ..Walk::new(seed, choice, schedules) }
+    }
+
+    /// Who may run on: all, or all but the one that is held up.
+    fn candidates(&mut self, runnable: &[&Task]) -> Vec<TaskId> {
+        let all = runnable.iter().map(|task| task.id());
+        if !self.holds_up || self.slow.after > 0 || self.slow.points == 0 {
+            return all.collect();
+        }
+        let others: Vec<TaskId> = all.clone().filter(|&task| usize::from(task) != self.slow.thread).collect();
+        self.slow.points -= 1;
+        if others.is_empty() { all.collect() } else { others }
     }
 }
 
 impl Scheduler for Walk {
     fn new_execution(&mut self) -> Option<Schedule> {
         self.left = self.left.checked_sub(1)?;
+        // The first thread prepares the others and waits for them.
+        let (thread, after) = (1 + self.rng.below(3) as usize, self.rng.below(FIRST_POINTS));
+        self.slow = Slow { thread, after, points: self.rng.below(MOST_POINTS) };
         Some(Schedule::new(0))
     }
 
     fn next_task(&mut self, runnable: &[&Task], current: Option<TaskId>, yielding: bool) -> Option<TaskId> {
-        let stays = current.filter(|current| runnable.iter().any(|task| task.id() == *current));
-        match stays {
-            Some(current) if runnable.len() == 1 => Some(current),
+        let candidates = self.candidates(runnable);
+        let chosen = match current.filter(|current| candidates.contains(current)) {
+            Some(current) if candidates.len() == 1 => Some(current),
             Some(current) if !yielding && (self.choice == 0 || !self.rng.one_in(self.choice)) => {
                 Some(current)
             }
-            _ => runnable.get(self.rng.below(runnable.len() as u64) as usize).map(|task| task.id()),
+            _ => candidates.get(self.rng.below(candidates.len() as u64) as usize).copied(),
+        };
+        if chosen.is_some_and(|task| usize::from(task) == self.slow.thread) {
+            self.slow.after = self.slow.after.saturating_sub(1);
         }
+        chosen
     }
 
     fn next_u64(&mut self) -> u64 {

@@ -186,7 +186,9 @@ impl Story {
             let mut state = belief.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             state.steps += 1;
             let killed = kill_at.is_some_and(|step| state.steps > step);
-            let writes = state.live_writes > 0 && underway != Underway::Write && state.rng.below(3) == 0;
+            let writes = state.live_writes > 0
+                && !matches!(underway, Underway::Read | Underway::Write)
+                && state.rng.below(3) == 0;
             if writes {
                 state.live_writes -= 1;
             }

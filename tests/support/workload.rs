@@ -259,7 +259,7 @@ impl Workload {
         let rng = Mutex::new(self.rng.clone());
         let busy = std::sync::atomic::AtomicBool::new(false);
         self.vfs.set_hook(Some(Box::new(move |underway| {
-            let Some(shared) = shared.upgrade() else { return };
+            let Some(shared) = shared.upgrade().filter(|_| underway != Underway::Read) else { return };
             if busy.swap(true, std::sync::atomic::Ordering::SeqCst) {
                 return;
             }
