@@ -187,15 +187,155 @@ fn open_without_space() {
     disk.close().unwrap();
 }
 
+/// A file system that promises space which what is below it does not have, as thin volumes do: the lack shows when the kernel writes
+/// back. To run it, as root: `cargo test --test no_space -- --ignored --exact space_that_is_missing_at_writeback`.
+#[test]
+#[ignore = "needs root and a loop device"]
+fn space_that_is_missing_at_writeback() {
+    on_a_small_file_system("space_is_missing_below", "48m");
+}
+
+#[test]
+#[ignore = "run by another test, on a small file system"]
+fn space_is_missing_below() {
+    let run = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{program}: {output:?}");
+    };
+    let thin = std::path::PathBuf::from(std::env::var_os("COWVHD_SMALL_DIR").expect("run by another test"));
+    let [below, at] = ["below", "at"].map(|name| thin.join(name).to_str().unwrap().to_string());
+    std::fs::File::create(&below).unwrap().set_len(256 << 20).unwrap();
+    std::fs::create_dir(&at).unwrap();
+    run("/sbin/mkfs.ext4", &["-q", "-F", "-O", "^has_journal", &below]);
+    run("mount", &["-o", "loop", &below, &at]);
+    let result = std::panic::catch_unwind(|| {
+        let path = Path::new(&at).join("disk.vhd");
+        CreateOptions::new(200 << 20).create(&path).unwrap();
+        let disk = OpenOptions::new().open(&path).unwrap();
+        for number in 0..4 {
+            disk.write_at(&block(number as u8 + 1), number * BLOCK).unwrap();
+        }
+        disk.flush().unwrap();
+        // Somebody else takes the space.
+        let filler = thin.join("filler");
+        let mut rest = std::fs::File::create(&filler).unwrap();
+        while std::io::Write::write(&mut rest, &[1; 4096]).is_ok_and(|count| count > 0) {}
+        // The file system takes these, and the flush finds out.
+        let mut acknowledged = 4;
+        let error = loop {
+            let written = disk.write_at(&block(acknowledged as u8 + 1), acknowledged * BLOCK);
+            match written.and_then(|()| disk.flush()) {
+                Ok(()) => acknowledged += 1,
+                Err(error) => break error,
+            }
+            assert!(acknowledged < 100, "no flush failed");
+        };
+        println!("{acknowledged} blocks acknowledged, then: {error}");
+        assert_eq!((error.kind(), error.errno()), (ErrorKind::NoSpace, 28), "{error}");
+        // What is on the medium is not known any more: nothing is acknowledged until it is opened again.
+        assert_eq!(disk.flush().unwrap_err().kind(), ErrorKind::Poisoned);
+        drop(disk);
+        let blocks: Vec<(u64, u8)> = (0..acknowledged).map(|number| (number, number as u8 + 1)).collect();
+        check(&OpenOptions::new().read_only(true).open(&path).unwrap(), &blocks);
+        drop(rest);
+        std::fs::remove_file(&filler).unwrap();
+        let disk = OpenOptions::new().open(&path).unwrap();
+        check(&disk, &blocks);
+        disk.write_at(&block(99), 90 * BLOCK).unwrap();
+        disk.close().unwrap();
+        drop(disk);
+        let disk = OpenOptions::new().read_only(true).open(&path).unwrap();
+        check(&disk, &blocks);
+        check(&disk, &[(90, 99)]);
+    });
+    run("umount", &[&at]);
+    assert!(result.is_ok());
+}
+
 #[cfg(feature = "sim")]
 mod simulated {
-    use cowvhd::sim::{Fault, FaultPlan, Operation, SimVfs};
-    use cowvhd::{CreateOptions, ErrorKind, OpenOptions, ZeroMode};
+    use cowvhd::sim::{Bounds, Fault, FaultPlan, Operation, SimVfs};
+    use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions, ZeroMode};
     use std::path::Path;
     use std::sync::Arc;
 
     const ENOSPC: i32 = 28;
     const BLOCK: u64 = 16 << 10;
+
+    /// The lack of space shows late, at the sync of a flush or at the write of its entry: the guest hears of it, the disk stops, what
+    /// was acknowledged is there for readers, and after the next open, when there is space, all goes on. Whatever the kernel has
+    /// dropped then.
+    #[test]
+    fn space_that_is_missing_at_a_flush() {
+        let mut met = 0;
+        for operation in [Operation::Sync, Operation::DurableWrite] {
+            for number in 0..12u64 {
+                let vfs = SimVfs::new(number);
+                let path = Path::new("/disk.vhd");
+                CreateOptions::new(32 * BLOCK)
+                    .test_geometry(BLOCK as u32, 128 << 10)
+                    .vfs(Arc::new(vfs.clone()))
+                    .create(path)
+                    .unwrap();
+                let options = OpenOptions::new().vfs(Arc::new(vfs.clone()));
+                let disk = options.open(path).unwrap();
+                vfs.set_faults(FaultPlan::new(Fault::Error(ENOSPC), number, u64::MAX).only(operation));
+                let mut acknowledged = 0;
+                // Small flushes, full ones, and checkpoints.
+                let length = |block: u64| if block.is_multiple_of(3) { BLOCK } else { 512 };
+                let buf = |block: u64| vec![block as u8 + 1; length(block) as usize];
+                let error = (0..32).find_map(|block| {
+                    let written = disk.write_at(&buf(block), block * BLOCK).and_then(|()| {
+                        if block % 4 == 3 { disk.discard(block / 2 * BLOCK, 512) } else { Ok(()) }
+                    });
+                    let flushed = written.and_then(|()| disk.flush());
+                    acknowledged = if flushed.is_ok() { block + 1 } else { acknowledged };
+                    flushed.err()
+                });
+                let Some(error) = error else { continue };
+                met += 1;
+                assert_eq!((error.kind(), error.errno()), (ErrorKind::NoSpace, 28), "{error}");
+                drop(disk);
+                // Any part of what waits to be written may be lost by now; here, all of it or none.
+                for keeps_cache in [true, false] {
+                    let judge = |vfs: &SimVfs, disk: &Disk| {
+                        for block in 0..acknowledged {
+                            let mut found = vec![0xee; length(block) as usize];
+                            disk.read_at(&mut found, block * BLOCK).unwrap();
+                            let discarded = (0..acknowledged).any(|b| b % 4 == 3 && b / 2 == block);
+                            // The discard that was not acknowledged may have happened.
+                            let maybe = acknowledged % 4 == 3 && acknowledged / 2 == block;
+                            let head = if discarded { 0 } else { block as u8 + 1 };
+                            let (first, rest) = found.split_at(512);
+                            assert!(first == [head; 512] || (maybe && first == [0; 512]), "block {block}");
+                            assert!(rest.iter().all(|&byte| byte == block as u8 + 1), "block {block}");
+                        }
+                        assert!(vfs.content(path).is_some());
+                    };
+                    let (vfs, crash) = match keeps_cache {
+                        true => (vfs.clone(), None),
+                        false => (vfs.clone(), Some(vfs.crash_now())),
+                    };
+                    let vfs = crash.map_or(vfs, |point| {
+                        let mut least = None;
+                        point.for_each_state(1, &Bounds::sample(1), |state| {
+                            least = Some(state.to_vfs(1));
+                            false
+                        });
+                        least.unwrap()
+                    });
+                    vfs.set_faults(FaultPlan::default());
+                    let options = OpenOptions::new().vfs(Arc::new(vfs.clone()));
+                    judge(&vfs, &options.clone().read_only(true).open(path).unwrap());
+                    let disk = options.open(path).unwrap();
+                    judge(&vfs, &disk);
+                    disk.write_at(&[77; 512], 31 * BLOCK).unwrap();
+                    disk.close().unwrap();
+                }
+            }
+        }
+        assert!(met >= 20, "only {met} of 24 flushes failed");
+    }
 
     /// Whichever operation of a write or zeroing lacks space, once: the guest does not see it. Lacking it for good: the guest
     /// sees it, and the disk goes on.
