@@ -196,9 +196,9 @@ fn expected(name: &str) -> Opening {
         ),
         // What was flushed last is lost: it stood there alone.
         "the newest journal entry cut" => Reads([1, 2, 0, 0]),
-        "journal tails behind the newest entry" => {
-            Refused("journal ring: field tail (byte 24576) is 18446744073709551615, expected at most its own")
-        }
+        "journal tails behind the newest entry" => Refused(
+            "journal ring: field meta tail (byte 24576) is 18446744073709551615, expected at most its own",
+        ),
         "a journal sequence of 2^64 - 1" => Refused(
             "journal ring: field sequence (byte 24576) is 18446744073709551615, expected at most 2^63 - 1",
         ),

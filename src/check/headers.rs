@@ -4,8 +4,8 @@ use super::code::Code;
 use super::footer;
 use super::report::Report;
 use crate::ext::{HEADER_BACKUP_OFFSET, SUPERBLOCK_OFFSETS, SuperblockError};
-use crate::layer::{Condition, Decision, Headers};
-use crate::vfs::{File, FileExt};
+use crate::layer::{Condition, Decision, Headers, ends_short};
+use crate::vfs::File;
 use crate::vhd::{DynamicHeader, Footer, HeaderCookie};
 
 /// Judges what [`Headers::decide`] has chosen from.
@@ -48,7 +48,7 @@ fn check_copies(report: &mut Report, file: &dyn File, headers: &Headers, decisio
                 report.add(Code::FootersDiffer, "footer", end_at, counts);
             }
             Ok(_) => {}
-            Err(error) => match is_short(file, headers.file_bytes, front) {
+            Err(error) => match ends_short(file, headers.file_bytes, front) {
                 true => report.add(Code::FooterShort, "footer", end_at + 1, "it has 511 bytes"),
                 false => report.add(Code::FooterDamaged, "footer", end_at, error.to_string()),
             },
@@ -80,13 +80,6 @@ pub(super) fn is_copy(footer: &Footer, header: &DynamicHeader, decision: &Decisi
     header.cookie == HeaderCookie::Normal
         && footer.to_bytes() == decision.footer.to_bytes()
         && header.to_bytes() == decision.header.to_bytes()
-}
-
-/// Whether the file ends with a footer that lacks its last byte, as Virtual PC wrote before 2004.
-fn is_short(file: &dyn File, file_bytes: u64, front: &Footer) -> bool {
-    let mut bytes = [0; Footer::SIZE];
-    let at = file_bytes.saturating_sub(Footer::SIZE as u64 - 1);
-    file.read_or_zero_at(&mut bytes, at).is_ok() && bytes == front.to_bytes()
 }
 
 fn check_superblocks(report: &mut Report, headers: &Headers, decision: &Decision) {

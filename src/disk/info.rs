@@ -143,6 +143,7 @@ pub(super) fn notices(report: &OpenReport, read_only: bool) -> Vec<String> {
             "the start of the file was unreadable: footer and header were taken from their backup".into(),
         );
     }
+    notices.extend(report.stand_ins.iter().cloned());
     match report.foreign {
         Foreign::StructureChanged => {
             notices.push(

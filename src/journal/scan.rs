@@ -6,7 +6,9 @@
 //! seen at all; that a flipped bit in it looks the same cannot be told.
 
 use crate::error::FormatError;
-use crate::ext::{self, EntryHeader, EntryKind, MAX_COUNTER, PAGE_BYTES, Record, SessionId, Superblock};
+use crate::ext::{
+    self, EntryHeader, EntryKind, MAX_COUNTER, PAGE_BYTES, Record, SessionId, Superblock, Tail,
+};
 use std::collections::BTreeMap;
 
 /// The live entries of a ring, in order.
@@ -34,21 +36,13 @@ impl Scan {
             let (found, expected) = (newest.sequence, "at most 2^63 - 1");
             return Err(FormatError::new("journal ring", "sequence", newest.place, found, expected));
         }
+        check_tail("meta tail", &newest, newest.meta_tail, ring.len())?;
+        check_tail("data tail", &newest, newest.data_tail, ring.len())?;
         let tail = if newest.meta_tail.sequence <= newest.data_tail.sequence {
             newest.meta_tail
         } else {
             newest.data_tail
         };
-        if tail.sequence > newest.sequence {
-            let found = tail.sequence;
-            return Err(FormatError::new(
-                "journal ring",
-                "tail",
-                newest.place,
-                found,
-                "at most its own sequence",
-            ));
-        }
         let mut live: Vec<EntryHeader> = Vec::new();
         let mut place = tail.place;
         for sequence in tail.sequence..=newest.sequence {
@@ -110,6 +104,25 @@ impl Scan {
         }
         Ok(records)
     }
+}
+
+/// An entry names no record as live that is newer than itself, and none outside the ring.
+fn check_tail(
+    field: &'static str,
+    newest: &EntryHeader,
+    tail: Tail,
+    ring_bytes: usize,
+) -> Result<(), FormatError> {
+    let wrong = |found: u64, expected: String| {
+        Err(FormatError::new("journal ring", field, newest.place, found, expected))
+    };
+    if tail.sequence > newest.sequence {
+        return wrong(tail.sequence, format!("at most its own sequence, {}", newest.sequence));
+    }
+    if tail.place >= ring_bytes as u64 || !tail.place.is_multiple_of(PAGE_BYTES) {
+        return wrong(tail.place, format!("a page of the ring of {ring_bytes} bytes"));
+    }
+    Ok(())
 }
 
 /// All valid entries of the session by place.

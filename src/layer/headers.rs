@@ -2,6 +2,7 @@
 //!
 //! Reading judges nothing but each structure by itself; which of them counts is decided in one place, [`Headers::decide`].
 
+use super::copies::both_misfits;
 use super::unreplayed::{self, Unreplayed};
 use crate::error::{Error, FormatError, Result};
 use crate::ext::{
@@ -181,11 +182,12 @@ impl Headers {
             (_, _, Some(State::Dirty)) => Condition::Dirty,
             (_, _, Some(State::Clean)) => Condition::HalfClosed,
             (_, _, None) => {
-                let (what, hint) = (
-                    "the dynamic header says that a journal is ahead of the file, but neither superblock is valid",
-                    "run `cowvhd repair` on a copy",
+                let what = format!(
+                    "the dynamic header says that a journal is ahead of the file, but neither superblock is valid: {}",
+                    both_misfits(self, &footer, self.superblock_offsets())
                 );
-                return Err(Error::Damaged { path: path.to_path_buf(), what: what.into(), hint });
+                let hint = "run `cowvhd repair` on a copy";
+                return Err(Error::Damaged { path: path.to_path_buf(), what, hint });
             }
         };
         vhd::validate_geometry(&footer, &header).map_err(|error| {

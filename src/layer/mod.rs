@@ -6,6 +6,7 @@
 mod allocator;
 mod below;
 mod close;
+mod copies;
 mod create;
 mod dirty;
 mod fill;
@@ -34,6 +35,7 @@ mod upgrade;
 mod write;
 
 pub(crate) use below::{Below, Nothing};
+pub(crate) use copies::ends_short;
 pub(crate) use create::{CreateParameters, NewImage, ParentLink, create};
 pub(crate) use fixed::{Fixed, FixedEnd, create_fixed, fixed_footer};
 pub(crate) use headers::{

@@ -6,6 +6,7 @@
 
 use super::Layer;
 use super::allocator::Allocator;
+use super::copies::stand_ins;
 use super::headers::{Condition, Decision, HEADER_OFFSET, Headers, pair_bytes};
 use super::map::{BlockMap, Mapping};
 use super::overlay::Overlay;
@@ -37,6 +38,8 @@ pub(crate) struct OpenReport {
     pub(crate) foreign: Foreign,
     /// The start of the file was unreadable and was taken from its backup.
     pub(crate) front_lost: bool,
+    /// Which structures were not valid, where another copy of them was.
+    pub(crate) stand_ins: Vec<String>,
     /// A sync failed in this or an earlier session.
     pub(crate) sync_failed: bool,
     /// Its structures contradict each other: it can be read, not written.
@@ -189,6 +192,7 @@ impl Opening {
             condition: self.decision.condition,
             foreign,
             front_lost: self.decision.front_lost,
+            stand_ins: stand_ins(&*self.file, &self.headers, &self.decision),
             sync_failed: self.decision.superblock.is_some_and(|(superblock, _)| superblock.sync_failed),
             doubt: self.decision.doubt.clone(),
         }

@@ -88,7 +88,7 @@ fn length(path: &Path) -> u64 {
 }
 
 /// Changes bytes of a VHD structure and makes its checksum right.
-fn patch<const N: usize>(path: &Path, structure: u64, field: usize, bytes: &[u8], checksum_at: usize) {
+pub fn patch<const N: usize>(path: &Path, structure: u64, field: usize, bytes: &[u8], checksum_at: usize) {
     let mut whole: [u8; N] = read(path, structure);
     whole[field..field + bytes.len()].copy_from_slice(bytes);
     let sum = checksum(&whole, checksum_at);
@@ -96,7 +96,7 @@ fn patch<const N: usize>(path: &Path, structure: u64, field: usize, bytes: &[u8]
     write(path, &whole, structure);
 }
 
-fn patch_header(path: &Path, field: usize, bytes: &[u8]) {
+pub fn patch_header(path: &Path, field: usize, bytes: &[u8]) {
     patch::<1024>(path, 512, field, bytes, 36);
 }
 
@@ -463,7 +463,7 @@ pub fn locators() -> Vec<Case> {
 }
 
 /// Changes bytes of a superblock and makes its CRC right.
-fn patch_superblock(path: &Path, at: u64, field: usize, bytes: &[u8]) {
+pub fn patch_superblock(path: &Path, at: u64, field: usize, bytes: &[u8]) {
     let mut page: [u8; 4096] = read(path, at);
     page[field..field + bytes.len()].copy_from_slice(bytes);
     let crc = crc32fast::hash(&page[..4092]);
@@ -544,7 +544,7 @@ const RING: u64 = 256 << 10;
 const OUR_TABLE: u64 = 3 * MIB;
 
 /// Changes the bytes of the entry at a place of the ring and makes its CRC right.
-fn patch_entry(path: &Path, place: u64, change: impl Fn(&mut [u8])) {
+pub fn patch_entry(path: &Path, place: u64, change: impl Fn(&mut [u8])) {
     let head: [u8; 12] = read(path, RING + place);
     let bytes = u32::from_be_bytes([head[8], head[9], head[10], head[11]]) as usize;
     let mut entry = vec![0; bytes];
@@ -560,7 +560,7 @@ fn patch_entry(path: &Path, place: u64, change: impl Fn(&mut [u8])) {
 }
 
 /// The places of the entries in the ring, in order.
-fn places(path: &Path) -> Vec<u64> {
+pub fn places(path: &Path) -> Vec<u64> {
     let mut places = Vec::new();
     let mut place = 0;
     loop {
