@@ -10,6 +10,8 @@ mod small_file_system;
 
 use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions};
 use small_file_system::{on_a_small_file_system, small_folder};
+use std::path::Path;
+use std::process::Command;
 
 const BLOCK: u64 = 2 << 20;
 
@@ -202,7 +204,7 @@ fn space_is_missing_below() {
         let output = Command::new(program).args(arguments).output().unwrap();
         assert!(output.status.success(), "{program}: {output:?}");
     };
-    let thin = std::path::PathBuf::from(std::env::var_os("COWVHD_SMALL_DIR").expect("run by another test"));
+    let thin = small_folder();
     let [below, at] = ["below", "at"].map(|name| thin.join(name).to_str().unwrap().to_string());
     std::fs::File::create(&below).unwrap().set_len(256 << 20).unwrap();
     std::fs::create_dir(&at).unwrap();
