@@ -186,6 +186,27 @@ mod tests {
         assert_eq!(DataCrcs::new(&place, u32::MAX.into(), 0), DataCrcs { offset: 0, pages: 2_168_620_298 });
     }
 
+    #[test]
+    fn errors_name_the_field_and_its_place() {
+        let mut bytes = sample().to_bytes();
+        bytes[0] = b'C';
+        let error = CrcPage::parse(&bytes).unwrap_err();
+        assert_eq!((error.field, error.offset), ("magic", 0));
+        bytes[0] = b'c';
+        bytes[CRC_OFFSET] ^= 1;
+        let error = CrcPage::parse(&bytes).unwrap_err();
+        assert_eq!((error.field, error.offset), ("CRC", 28));
+    }
+
+    #[test]
+    fn places_do_not_come_round_and_no_word_of_data_is_zero() {
+        let last = DataCrcs { offset: u64::MAX - 4096, pages: 2 };
+        assert_eq!((last.bytes(), last.end(), last.page_offset(2)), (8192, u64::MAX, u64::MAX));
+        assert!(last.is_some() && !DataCrcs::default().is_some());
+        assert_eq!(unit_word(b"123456789"), 0xcbf4_3926);
+        assert_eq!(unit_word(&[0x9d, 0x0a, 0xd9, 0x6d]), u32::MAX);
+    }
+
     /// The golden vector of FORMAT.md.
     #[test]
     fn golden_vector() {

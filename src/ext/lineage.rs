@@ -110,3 +110,46 @@ impl Lineage {
         !self.is_sealed() && (!self.child_id.is_zero() || self.snapshot != Name::default())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_fill_their_field_at_most() {
+        let name = Name::<6>::new(b"vm.vhd").unwrap();
+        assert_eq!((name.as_bytes(), format!("{name:?}")), (&b"vm.vhd"[..], "\"vm.vhd\"".into()));
+        assert_eq!(Name::<6>::new(b"vm").unwrap().0, *b"vm\0\0\0\0");
+        assert_eq!(Name::<6>::new(b"vm").unwrap().as_bytes(), b"vm");
+        assert_eq!(Name::<6>::new(b""), Some(Name::default()));
+        assert_eq!(Name::<6>::new(b"vm2.vhd"), None);
+        assert_eq!(Name::<6>::new(b"v\0m"), None);
+    }
+
+    #[test]
+    fn seals_are_printed_in_hexadecimal() {
+        let seal = SealId(std::array::from_fn(|n| n as u8));
+        let text = "000102030405060708090a0b0c0d0e0f";
+        assert_eq!((seal.to_string(), format!("{seal:?}")), (text.into(), text.into()));
+        assert!(seal.is_some() && !SealId::default().is_some());
+    }
+
+    #[test]
+    fn a_snapshot_is_under_way_until_it_is_sealed_or_forgotten() {
+        let (child_id, snapshot) = (UniqueId::from_bytes([1; 16]), Name::new(b"s1").unwrap());
+        let none = Lineage::default();
+        assert!(!none.has_snapshot_under_way() && !none.is_sealed());
+        for begun in [
+            Lineage { child_id, ..none },
+            Lineage { snapshot, ..none },
+            Lineage { child_id, snapshot, ..none },
+        ] {
+            assert!(begun.has_snapshot_under_way() && !begun.is_sealed());
+            let sealed = Lineage { seal_id: SealId([1; 16]), ..begun };
+            assert!(!sealed.has_snapshot_under_way() && sealed.is_sealed());
+            let mut forgotten = begun;
+            forgotten.forget_snapshot();
+            assert_eq!(forgotten, none);
+        }
+    }
+}

@@ -246,6 +246,81 @@ mod tests {
         }
     }
 
+    /// Blocks of 4 KiB, a table of 64 entries at 1 MiB.
+    #[test]
+    fn blocks_are_clear_of_the_front_of_an_image_made_here() {
+        let place = Placement::new(64, 4096, 1 << 16);
+        assert!(place.metadata().eq(std::iter::once(0..(1 << 20) + 512)));
+        assert_eq!((place.private_base(), place.backup_offset(), place.slots_end()), (0, 12288, u64::MAX));
+        assert_eq!([2048, 2049].map(|entry| place.is_clear(entry)), [false, true]);
+        assert_eq!([2049, 2055, 2056].map(|entry| place.shares_metadata_page(entry)), [true, true, false]);
+        let data = place.data_offset(2056);
+        assert_eq!(data, (1 << 20) + 4096 + 512);
+        for (entry, at, length, is_data) in [
+            (2056, data, 4096, true),
+            (2056, data + 4096, 0, true),
+            (2056, data - 1, 2, false),
+            (2056, data, 4097, false),
+            (2056, data, u64::MAX, false),
+            (2049, data - 7 * 512, 4096, true),
+            (2048, data - 8 * 512, 4096, false),
+        ] {
+            assert_eq!(place.is_data(entry, at, length), is_data, "{length} bytes at {at} of {entry}");
+        }
+        assert_eq!((place.block_page_offset(0), place.slot_index(0)), (0, None));
+        assert_eq!((place.file_bytes(0), place.file_bytes(3)), ((5 << 20) + 512, (5 << 20) + 3 * 8192 + 512));
+        assert_eq!((place.slot_entry(u64::MAX), place.slot_entry(u64::MAX / 8192)), (None, None));
+    }
+
+    /// A file of 1 MiB that another program has laid out, with its table at 9216, while it is open for writing.
+    #[test]
+    fn blocks_are_clear_of_the_ends_of_an_image_made_elsewhere() {
+        let head = (1 << 20) - TEMPORARY_HEAD_BYTES;
+        let place = Placement {
+            ring_offset: head - 4096 - 65536,
+            ring_bytes: 65536,
+            table_offset: head - 4096,
+            table_entries: 64,
+            slot_origin: 16384,
+            block_bytes: 4096,
+            temporary: Some(Temporary { head, table_offset: 9216, table_end: 9728 }),
+        };
+        let ring = place.ring_offset;
+        assert_eq!(place.metadata().collect::<Vec<_>>(), [0..1536, 9216..9728, ring..u64::MAX]);
+        assert_eq!(
+            (place.private_base(), place.backup_offset(), place.slots_end()),
+            (head, head + 12288, ring)
+        );
+        assert_eq!((place.file_bytes(0), place.file_bytes(9)), (1 << 20, 1 << 20));
+        // Behind the headers; in front of and behind the table; in front of the ring.
+        let last = (ring - 4096 - 512) as u32 / 512;
+        for (entry, clear) in [
+            (2, false),
+            (3, true),
+            (9, true),
+            (10, false),
+            (18, false),
+            (19, true),
+            (last, true),
+            (last + 1, false),
+        ] {
+            assert_eq!(place.is_clear(entry), clear, "entry {entry}");
+        }
+        // Blocks of a sector: the first page, and that of the table.
+        let place = Placement { block_bytes: 512, ..place };
+        for (entry, shares) in
+            [(7, true), (8, false), (14, false), (15, true), (19, true), (23, true), (24, false)]
+        {
+            assert_eq!(place.shares_metadata_page(entry), shares, "entry {entry}");
+        }
+        let place = Placement { block_bytes: 4096, ..place };
+        let slots = (ring - 16384) / 8192;
+        assert_eq!(place.slot_entry(slots), None);
+        assert_eq!(place.slot_entry(slots - 1).and_then(|entry| place.slot_index(entry)), Some(slots - 1));
+        let pages = |entries| place.temporary.unwrap().table_pages(entries).collect::<Vec<_>>();
+        assert_eq!((pages(64), pages(768), pages(769)), (vec![8192], vec![8192], vec![8192, 12288]));
+    }
+
     #[test]
     fn entries_and_slots_are_inverse_and_data_is_page_aligned() {
         for block_bytes in [4096, 8192, vhd::BLOCK_SIZE] {

@@ -190,6 +190,51 @@ mod tests {
     }
 
     #[test]
+    fn errors_name_the_field_and_its_place() {
+        let bytes = sample().to_bytes(id(9)).unwrap();
+        let with = |at: usize, with: &[u8], mend: bool| {
+            let mut bad = bytes.clone();
+            bad[at..at + with.len()].copy_from_slice(with);
+            if mend {
+                let end = HEADER_BYTES + u32::from_be_bytes(bad[36..40].try_into().unwrap()) as usize;
+                let crc = registry_crc(&bad[..HEADER_BYTES], &bad[HEADER_BYTES..end]);
+                bad[CRC_OFFSET..HEADER_BYTES].copy_from_slice(&crc.to_be_bytes());
+            }
+            let error = Registry::parse(&bad, id(9)).unwrap_err();
+            (error.field, error.offset)
+        };
+        assert_eq!(with(0, b"COWvhdRG", true), ("magic", 0));
+        assert_eq!(with(16, &[8; 16], true), ("disk id", 16));
+        assert_eq!(with(36, &4033_u32.to_be_bytes(), false), ("bytes", 36));
+        assert_eq!(with(36, &[0xff; 4], false), ("bytes", 36));
+        assert_eq!(with(60, &[0; 4], false), ("CRC", 60));
+        assert_eq!(with(32, &[0, 0, 0, 3], true), ("count", 32));
+        // Each child is whole: its head, and its path.
+        assert_eq!(with(36, &[0, 0, 0, 19], true), ("child", 64));
+        assert_eq!(with(36, &[0, 0, 0, 25], true), ("child", 64));
+        assert_eq!(with(36, &[0, 0, 0, 26 + 34], true), ("child", 64 + 26));
+        assert_eq!(with(64 + 26 + 18, &[0, 16], true), ("child", 64 + 26));
+        let short = |length| Registry::parse(&bytes[..length], id(9)).unwrap_err();
+        assert_eq!((short(0).field, short(63).field, short(64).field), ("length", "length", "bytes"));
+        let empty = Registry::default().to_bytes(id(9)).unwrap();
+        assert_eq!(Registry::parse(&empty[..64], id(9)), Ok(Registry::default()));
+    }
+
+    #[test]
+    fn a_copy_may_fill_its_room_to_the_last_byte() {
+        let child = |bytes| Child { id: id(1), path: vec![b'x'; bytes] };
+        let of = |children| Registry { sequence: 1, children };
+        let full = of(vec![child(65_535), child(REGISTRY_BYTES - 64 - 20 - 65_535 - 20)]);
+        let bytes = full.to_bytes(id(9)).unwrap();
+        assert_eq!((bytes.len(), Registry::parse(&bytes, id(9))), (REGISTRY_BYTES, Ok(full)));
+        assert_eq!(
+            of(vec![child(65_535), child(REGISTRY_BYTES - 64 - 20 - 65_535 - 19)]).to_bytes(id(9)),
+            None
+        );
+        assert_eq!(of(vec![child(65_536)]).to_bytes(id(9)), None);
+    }
+
+    #[test]
     fn the_copies_stand_in_front_of_the_ring() {
         assert_eq!(registry_offsets(RING_OFFSET), Some([65536, 163_840]));
         assert_eq!(registry_offsets(RING_OFFSET - 4096), None);

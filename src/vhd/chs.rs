@@ -80,6 +80,24 @@ mod tests {
         }
     }
 
+    /// The sizes at which the number of heads or the length of a track changes, and the ones before.
+    #[test]
+    fn changes_exactly_at_each_limit() {
+        for (sectors, cylinders, heads, sectors_per_track) in [
+            (4 * 1024 * 17 - 1, 1023, 4, 17),
+            (4 * 1024 * 17, 140, 16, 31),
+            (5 * 1024 * 17 - 1, 1023, 5, 17),
+            (5 * 1024 * 17, 175, 16, 31),
+            (16 * 1024 * 17 - 17, 1023, 16, 17),
+            (16 * 1024 * 17, 561, 16, 31),
+            (16 * 1024 * 31 - 1, 1023, 16, 31),
+            (16 * 1024 * 31, 503, 16, 63),
+        ] {
+            let chs = Chs { cylinders, heads, sectors_per_track };
+            assert_eq!(Chs::for_size(sectors * SECTOR), chs, "{sectors} sectors");
+        }
+    }
+
     #[test]
     fn changes_track_length_exactly_at_the_limit() {
         let limit = 65_535 * 16 * 63 * SECTOR;

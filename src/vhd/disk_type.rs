@@ -51,6 +51,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn types_have_names() {
+        let names = [2, 3, 4].map(|number| DiskType::from_u32(number).unwrap().to_string());
+        assert_eq!(names, ["fixed", "dynamic", "differencing"]);
+    }
+
+    #[test]
     fn numbers_go_both_ways_and_others_are_none() {
         for number in 0..10 {
             match DiskType::from_u32(number) {
