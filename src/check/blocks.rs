@@ -1,7 +1,7 @@
 //! Block pages: the header that says which block a slot holds, and the bitmap.
 //!
-//! In the order of the file, one read of a page for each block. Data is read only beneath clear bits of a dynamic disk, and
-//! there only where the file is no hole.
+//! In the order of the file, one read of a page for each block, by as many threads as the machine runs at once. Data is read only
+//! beneath clear bits of a dynamic disk, and there only where the file is no hole.
 
 use super::code::Code;
 use super::image::Image;
@@ -12,10 +12,27 @@ use crate::ext::{BlockHeader, PAGE_BYTES};
 use crate::vfs::{File, FileExt};
 use crate::vhd::{self, DiskType, bitmap};
 use std::path::Path;
+use std::thread;
 
 const PAGE: usize = PAGE_BYTES as usize;
 /// So much data is read at once.
 const CHUNK_BYTES: u64 = 64 << 10;
+
+/// So many blocks are checked between two looks at what was found.
+const BATCH_BLOCKS: usize = 32 << 10;
+/// For fewer a thread is not worth while.
+const LEAST_BLOCKS: usize = 512;
+
+/// What was found in some blocks.
+#[derive(Debug, Default)]
+struct Part {
+    findings: Vec<Finding>,
+    bad_pages: Vec<u32>,
+    clear: Vec<u32>,
+    /// Blocks with all bits set.
+    whole: usize,
+    last_allocation: u64,
+}
 
 /// Checks the pages of all `extents`.
 pub(super) fn check(
@@ -25,10 +42,53 @@ pub(super) fn check(
     image: &mut Image,
     extents: &[Extent],
 ) -> Result<()> {
-    let mut pages = Vec::new();
-    let mut clear = Vec::new();
-    let mut whole = 0;
-    let mut last_allocation = 0;
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let mut all = Part::default();
+    for batch in extents.chunks(BATCH_BLOCKS) {
+        for part in check_batch(file, path, image, batch, threads) {
+            let part = part?;
+            part.findings.into_iter().for_each(|finding| report.push(finding));
+            all.bad_pages.extend(part.bad_pages);
+            all.clear.extend(part.clear);
+            all.whole += part.whole;
+            all.last_allocation = all.last_allocation.max(part.last_allocation);
+        }
+    }
+    let differencing = image.inspection.decision.footer.disk_type == DiskType::Differencing;
+    if differencing && all.whole > 0 && all.whole == extents.len() {
+        let what = format!("all bits of all {} blocks are set", all.whole);
+        report.add(Code::BitmapsAllSet, "bitmap", image.place().table_end(), what);
+    }
+    (image.bad_pages, image.clear_bits, image.last_allocation) =
+        (all.bad_pages, all.clear, all.last_allocation);
+    Ok(())
+}
+
+/// Checks some blocks, each thread a run of them; what they found is in the order of the file.
+fn check_batch(
+    file: &dyn File,
+    path: &Path,
+    image: &Image,
+    batch: &[Extent],
+    threads: usize,
+) -> Vec<Result<Part>> {
+    let each = batch.len().div_ceil(threads.max(1)).max(LEAST_BLOCKS);
+    let run = |extents| check_blocks(file, path, image, extents);
+    if batch.len() <= each {
+        return vec![run(batch)];
+    }
+    thread::scope(|scope| {
+        let workers: Vec<_> = batch.chunks(each).map(|extents| scope.spawn(move || run(extents))).collect();
+        let join = |worker: thread::ScopedJoinHandle<'_, _>| match worker.join() {
+            Ok(part) => part,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        workers.into_iter().map(join).collect()
+    })
+}
+
+fn check_blocks(file: &dyn File, path: &Path, image: &Image, extents: &[Extent]) -> Result<Part> {
+    let mut part = Part::default();
     let mut bits = vec![0; image.place().bitmap_bytes() as usize];
     for extent in extents {
         let checker = BlockCheck { file, path, image, extent: *extent };
@@ -38,24 +98,18 @@ pub(super) fn check(
             continue;
         }
         let readable = match has_header {
-            true => checker.page(report, &mut bits, &mut pages, &mut last_allocation),
-            false => checker.bitmap(report, &mut bits, &mut pages),
+            true => checker.page(&mut part, &mut bits),
+            false => checker.bitmap(&mut part, &mut bits),
         };
         if !readable {
             continue;
         }
         match bitmap::all_set(&bits, 0..sectors(image)) {
-            true => whole += 1,
-            false => checker.clear_bits(report, &bits, has_header, &mut clear)?,
+            true => part.whole += 1,
+            false => checker.clear_bits(&mut part, &bits, has_header)?,
         }
     }
-    let differencing = image.inspection.decision.footer.disk_type == DiskType::Differencing;
-    if differencing && whole > 0 && whole == extents.len() {
-        let what = format!("all bits of all {whole} blocks are set");
-        report.add(Code::BitmapsAllSet, "bitmap", image.place().table_end(), what);
-    }
-    (image.bad_pages, image.clear_bits, image.last_allocation) = (pages, clear, last_allocation);
-    Ok(())
+    Ok(part)
 }
 
 /// Sectors of a block.
@@ -71,35 +125,29 @@ struct BlockCheck<'a> {
 }
 
 impl BlockCheck<'_> {
-    fn find(&self, report: &mut Report, code: Code, structure: &'static str, offset: u64, what: String) {
+    fn find(&self, part: &mut Part, code: Code, structure: &'static str, offset: u64, what: String) {
         let block = Some(self.extent.block);
-        report.push(Finding { code, structure, offset: Some(offset), block, guest: None, what });
+        part.findings.push(Finding { code, structure, offset: Some(offset), block, guest: None, what });
     }
 
     /// Reads and judges the page of a block of ours; its bitmap goes into `bits`.
-    fn page(
-        &self,
-        report: &mut Report,
-        bits: &mut [u8],
-        bad: &mut Vec<u32>,
-        last_allocation: &mut u64,
-    ) -> bool {
+    fn page(&self, part: &mut Part, bits: &mut [u8]) -> bool {
         let (place, block) = (self.image.place(), self.extent.block);
         let at = place.block_page_offset(self.extent.entry);
         let mut page = [0; PAGE];
         if let Some(replayed) = self.image.inspection.pages.get(&at) {
             page = *replayed.bytes(place);
         } else if let Err(error) = self.file.read_or_zero_at(&mut page, at) {
-            self.find(report, Code::Unreadable, "block page", at, format!("block {block}: {error}"));
-            bad.push(block);
+            self.find(part, Code::Unreadable, "block page", at, format!("block {block}: {error}"));
+            part.bad_pages.push(block);
             return false;
         }
         let what = match BlockHeader::parse(&page) {
             Ok(Some(header)) => {
                 let disk_id = self.image.inspection.decision.footer.unique_id;
                 if (header.page_offset, header.disk_id, header.block) == (at, disk_id, block) {
-                    self.allocation(report, &header, at);
-                    *last_allocation = header.allocation.max(*last_allocation);
+                    self.allocation(part, &header, at);
+                    part.last_allocation = header.allocation.max(part.last_allocation);
                     bits.copy_from_slice(page.get(PAGE - bits.len()..).unwrap_or_default());
                     return true;
                 }
@@ -111,27 +159,27 @@ impl BlockCheck<'_> {
             Ok(None) => format!("the header of block {block} is missing"),
             Err(error) => format!("block {block}: {error}"),
         };
-        self.find(report, Code::BlockHeader, "block header", at, what);
-        bad.push(block);
+        self.find(part, Code::BlockHeader, "block header", at, what);
+        part.bad_pages.push(block);
         false
     }
 
-    fn allocation(&self, report: &mut Report, header: &BlockHeader, at: u64) {
+    fn allocation(&self, part: &mut Part, header: &BlockHeader, at: u64) {
         let next = self.image.inspection.decision.superblock.map_or(u64::MAX, |(s, _)| s.next_allocation);
         let replayed = self.image.inspection.pages.contains_key(&at);
         if header.allocation >= next && !replayed {
             let what = format!("it is {}, and the superblock counts on from {next}", header.allocation);
-            self.find(report, Code::AllocationSequence, "block header", at + 40, what);
+            self.find(part, Code::AllocationSequence, "block header", at + 40, what);
         }
     }
 
     /// Reads the bitmap of a block that may have no header.
-    fn bitmap(&self, report: &mut Report, bits: &mut [u8], bad: &mut Vec<u32>) -> bool {
+    fn bitmap(&self, part: &mut Part, bits: &mut [u8]) -> bool {
         let at = self.image.place().bitmap_offset(self.extent.entry);
         if let Err(error) = self.file.read_or_zero_at(bits, at) {
             let what = format!("block {}: {error}", self.extent.block);
-            self.find(report, Code::Unreadable, "bitmap", at, what);
-            bad.push(self.extent.block);
+            self.find(part, Code::Unreadable, "bitmap", at, what);
+            part.bad_pages.push(self.extent.block);
             return false;
         }
         self.image.inspection.overlay.apply(at, bits);
@@ -139,13 +187,7 @@ impl BlockCheck<'_> {
     }
 
     /// Judges a bitmap that is not full.
-    fn clear_bits(
-        &self,
-        report: &mut Report,
-        bits: &[u8],
-        has_header: bool,
-        clear: &mut Vec<u32>,
-    ) -> Result<()> {
+    fn clear_bits(&self, part: &mut Part, bits: &[u8], has_header: bool) -> Result<()> {
         let (place, block) = (self.image.place(), self.extent.block);
         let at = place.bitmap_offset(self.extent.entry);
         let dynamic = self.image.inspection.decision.footer.disk_type == DiskType::Dynamic;
@@ -153,8 +195,8 @@ impl BlockCheck<'_> {
         if has_header && dynamic {
             let count = (0..sectors).filter(|&sector| !bitmap::get(bits, sector)).count();
             let what = format!("block {block}: {count} of {sectors} bits are clear");
-            self.find(report, Code::BitmapClear, "bitmap", at, what);
-            clear.push(block);
+            self.find(part, Code::BitmapClear, "bitmap", at, what);
+            part.clear.push(block);
             return Ok(());
         }
         let start = u64::from(block) * u64::from(place.block_bytes);
@@ -163,11 +205,11 @@ impl BlockCheck<'_> {
         let behind = (on_disk..(bits.len() * 8) as u32).filter(|&sector| bitmap::get(bits, sector)).count();
         if behind > 0 {
             let what = format!("block {block}: {behind} bits behind sector {on_disk}");
-            self.find(report, Code::BitmapPastEnd, "bitmap", at, what);
+            self.find(part, Code::BitmapPastEnd, "bitmap", at, what);
         }
         if dynamic && let Some(sector) = self.hidden_data(bits, on_disk)? {
             let what = format!("block {block}: sector {sector} of it is not zero");
-            self.find(report, Code::BitmapHidden, "bitmap", at, what);
+            self.find(part, Code::BitmapHidden, "bitmap", at, what);
         }
         Ok(())
     }
