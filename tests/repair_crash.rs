@@ -4,7 +4,7 @@
 #![cfg(feature = "sim")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use cowvhd::check::{Consent, Severity, check, repair, undo};
+use cowvhd::check::{Code, Consent, Severity, check, check_chain, relink, repair, undo};
 use cowvhd::sim::{Bounds, CrashPoint, CrashState, Rng, SimVfs};
 use cowvhd::vfs::{Access, Vfs};
 use cowvhd::vhd::{DynamicHeader, HeaderCookie};
@@ -214,4 +214,99 @@ fn an_image_whose_cookie_was_turned_back() {
     let dirty = DynamicHeader::parse(&header).unwrap();
     let normal = DynamicHeader { cookie: HeaderCookie::Normal, ..dirty }.to_bytes();
     cut_everywhere_after(false, &[("the cookie", &|vfs| vfs.corrupt(Path::new(IMAGE), 512, &normal))]);
+}
+
+const BASE: &str = "/base.vhd";
+const MOVED: &str = "/moved.vhd";
+
+/// A child over a parent that has been renamed since, and what it shows.
+fn child_of_a_moved_parent() -> (SimVfs, Vec<u8>) {
+    let vfs = SimVfs::new(11);
+    let shared: Arc<dyn Vfs> = Arc::new(vfs.clone());
+    CreateOptions::new(8 * BLOCK)
+        .test_geometry(BLOCK as u32, 128 << 10)
+        .vfs(Arc::clone(&shared))
+        .create(Path::new(BASE))
+        .unwrap();
+    let options = OpenOptions::new().vfs(Arc::clone(&shared));
+    let base = options.open(Path::new(BASE)).unwrap();
+    base.write_at(&[1; 8192], 2 * BLOCK).unwrap();
+    base.close().unwrap();
+    CreateOptions::child_of(Path::new(BASE)).vfs(Arc::clone(&shared)).create(Path::new(IMAGE)).unwrap();
+    let disk = options.open(Path::new(IMAGE)).unwrap();
+    disk.write_at(&[2; 4096], 5 * BLOCK).unwrap();
+    disk.close().unwrap();
+    drop(disk);
+    let content = content(&vfs);
+    shared.rename(Path::new(BASE), Path::new(MOVED)).unwrap();
+    shared.sync_dir(Path::new("/")).unwrap();
+    (vfs, content)
+}
+
+/// What `relink` leaves of the child when it is cut: the old name or the new one, never a worse disk, always a way on and a way back.
+fn judge_relink(
+    state: &CrashState,
+    (expected, before): (&[u8], &[u8]),
+    depth: u32,
+    what: &str,
+    states: &mut [u64; 2],
+) {
+    let path = Path::new(IMAGE);
+    let options = |vfs: &SimVfs| OpenOptions::new().vfs(Arc::new(vfs.clone()));
+    let vfs = state.to_vfs(state.hash);
+    let found = check_chain(&options(&vfs), path).unwrap_or_else(|error| panic!("{what}: {error}"));
+    let moved = found.codes().contains_key(&Code::ParentMoved);
+    states[usize::from(moved)] += 1;
+    assert!(moved || found.worst() <= Some(Severity::Risk), "{what}: {:?}", found.codes());
+
+    let back = state.to_vfs(state.hash);
+    if back.open(Path::new(UNDO), Access::ReadOnly).is_ok() {
+        undo(Arc::new(back.clone()), Path::new(UNDO), path, true).unwrap();
+    }
+    assert!(back.content(path).unwrap() == before, "{what}: undone");
+
+    vfs.record(depth > 0);
+    let (mut again, mut saved) = (relink(&options(&vfs), path, None, Some(Path::new(UNDO))), true);
+    if matches!(&again, Err(error) if error.kind() == cowvhd::ErrorKind::Exists) {
+        (again, saved) = (relink(&options(&vfs), path, None, Some(Path::new("/second.undo"))), false);
+    }
+    let again = again.unwrap_or_else(|error| panic!("{what}: {error}"));
+    // Where a journal alone has the new name, it is done again.
+    assert!(again.is_some() || !moved, "{what}");
+    let points = vfs.take_crash_points();
+    // One that was named, and not closed, is recovered by an open.
+    options(&vfs).open(path).unwrap_or_else(|error| panic!("{what}: {error}")).close().unwrap();
+    assert!(content(&vfs) == expected, "{what}: content");
+    let found = check_chain(&options(&vfs), path).unwrap();
+    assert!(found.is_sound(), "{what}: {:?}", found.codes());
+    if depth > 0 && saved {
+        for (cut, point) in points.iter().enumerate().step_by(5) {
+            point.for_each_state(state.hash, &Bounds::sample(2), |state| {
+                let what = format!("{what}, then {cut}");
+                judge_relink(&state, (expected, before), depth - 1, &what, states);
+                true
+            });
+        }
+    }
+}
+
+#[test]
+fn naming_a_parent_that_has_moved() {
+    let (vfs, expected) = child_of_a_moved_parent();
+    let before = vfs.content(Path::new(IMAGE)).unwrap();
+    vfs.record(true);
+    let options = OpenOptions::new().vfs(Arc::new(vfs.clone()));
+    let found = relink(&options, Path::new(IMAGE), None, Some(Path::new(UNDO))).unwrap();
+    assert_eq!(found.as_deref(), Some(Path::new(MOVED)));
+    let mut points = vfs.take_crash_points();
+    points.push(vfs.crash_now());
+    let mut states = [0; 2];
+    for (cut, point) in points.iter().enumerate() {
+        point.for_each_state(cut as u64, &Bounds::sample(4), |state| {
+            judge_relink(&state, (&expected, &before), 1, &format!("cut {cut}"), &mut states);
+            true
+        });
+    }
+    println!("{} states with the new name, {} with the old one", states[0], states[1]);
+    assert!(states[0] > 20 && states[1] > 20, "{states:?}");
 }

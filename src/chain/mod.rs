@@ -39,10 +39,11 @@ pub(crate) use descriptors::bound;
 pub use leaf::SnapshotName;
 pub(crate) use leaf::{Leaf, snapshot_path};
 pub(crate) use locate::{ParentPolicy, folder};
+pub(crate) use nearby::{NearbyChild, children_of};
 pub(crate) use open::{ChildClaims, link_to, open_from, open_images, open_parents};
 pub(crate) use parent::ParentImage;
 pub(crate) use parents::Parents;
-pub(crate) use registry::{Children, child as registered_child, open_for_registry};
+pub(crate) use registry::{Children, RegistryState, child as registered_child, open_for_registry};
 pub(crate) use source::{Found, Source};
 
 /// More layers than this are refused, when a child is made as well as when a chain is opened.

@@ -3,8 +3,10 @@
 //! Nothing is opened but regular files beneath those folders, no link is followed, and no more than [`MAX_FILES`] are
 //! looked at.
 
+use crate::ext::Lineage;
+use crate::layer::Headers;
 use crate::vfs::{File, FileExt, Vfs};
-use crate::vhd::{Footer, UniqueId};
+use crate::vhd::{DiskType, Footer, UniqueId};
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -45,6 +47,33 @@ pub(super) fn look<'a>(vfs: &dyn Vfs, folders: impl Iterator<Item = &'a Path>, w
     }
     nearby.cut_short = seen.len() >= MAX_FILES;
     nearby
+}
+
+/// An image that names another one as its parent.
+#[derive(Debug)]
+pub(crate) struct NearbyChild {
+    /// Its unique id.
+    pub(crate) id: UniqueId,
+    /// Its path from the folder that was looked in.
+    pub(crate) path: PathBuf,
+    /// Its place in a chain, if it has a superblock.
+    pub(crate) lineage: Lineage,
+}
+
+/// The images in a folder and below it that name the disk `parent` as their parent. What cannot be read is passed over.
+pub(crate) fn children_of(vfs: &dyn Vfs, folder: &Path, parent: UniqueId) -> Vec<NearbyChild> {
+    let files = vfs.files_below(folder, MAX_FILES).unwrap_or_default();
+    let child = |path: PathBuf| -> Option<NearbyChild> {
+        let file = vfs.open_beneath(folder, &path).ok()?;
+        let decision = Headers::read(&*file, &path).ok()?.decide(&path).ok()?;
+        let is_child = decision.footer.disk_type == DiskType::Differencing;
+        (is_child && decision.header.parent_unique_id == parent).then(|| NearbyChild {
+            id: decision.footer.unique_id,
+            path,
+            lineage: decision.superblock.map(|(superblock, _)| superblock.lineage).unwrap_or_default(),
+        })
+    };
+    files.into_iter().filter_map(child).collect()
 }
 
 /// The id in a file's footer, or in the copy at its start.

@@ -21,6 +21,17 @@ pub(crate) struct Children<'a> {
     offsets: [u64; 2],
 }
 
+/// What the two copies of a registry say together.
+#[derive(Debug)]
+pub(crate) enum RegistryState {
+    /// These children; nothing is missing.
+    Sound(Vec<Child>),
+    /// The copy at this offset does not count; the other one says this.
+    Damaged(u64, Registry),
+    /// Neither of those at these offsets counts, and there were some.
+    Lost([u64; 2]),
+}
+
 /// What stands in one of the two places.
 #[derive(Debug)]
 enum Copy {
@@ -53,6 +64,23 @@ impl<'a> Children<'a> {
         Ok(Children { file: &**layer.file(), path: layer.path(), disk_id, offsets })
     }
 
+    /// What the two copies say, for a check.
+    pub(crate) fn state(&self) -> Result<RegistryState> {
+        let [first, second] = self.offsets;
+        Ok(match (self.copy(first)?, self.copy(second)?) {
+            (Copy::Damaged, Copy::Damaged) => RegistryState::Lost(self.offsets),
+            // A change that was cut leaves two that differ.
+            (Copy::Valid(one), Copy::Valid(other)) => {
+                let newer = if other.sequence > one.sequence { other } else { one };
+                RegistryState::Sound(newer.children)
+            }
+            (Copy::Valid(registry), _) => RegistryState::Damaged(second, registry),
+            (_, Copy::Valid(registry)) => RegistryState::Damaged(first, registry),
+            // The very first one, in pieces, or none at all.
+            (Copy::Empty, _) | (_, Copy::Empty) => RegistryState::Sound(Vec::new()),
+        })
+    }
+
     /// The children that are registered.
     pub(crate) fn read(&self) -> Result<Vec<Child>> {
         Ok(self.current()?.0.children)
@@ -65,7 +93,7 @@ impl<'a> Children<'a> {
             (Copy::Valid(first), Copy::Valid(second)) if second.sequence > first.sequence => (second, 0),
             (Copy::Valid(first), _) => (first, 1),
             (_, Copy::Valid(second)) => (second, 0),
-            // A crash spoils one of them at most.
+            // A crash spoils one of them at most: the one that was written first, and there was nothing before.
             (Copy::Damaged, Copy::Damaged) => {
                 let [first, second] = self.offsets;
                 return Err(Error::Damaged {
@@ -123,9 +151,11 @@ impl<'a> Children<'a> {
                         .into(),
             })?;
             let modified = self.file.modified().map_err(io("asking for the modification time"))?;
-            let offset = self.offsets.get(place).copied().unwrap_or_default();
+            // The one that does not count first: until it is durable the other one says what was.
+            let [first, second] = if place == 0 { self.offsets } else { [self.offsets[1], self.offsets[0]] };
             self.file
-                .write_durable_at(&bytes, offset)
+                .write_durable_at(&bytes, first)
+                .and_then(|()| self.file.write_durable_at(&bytes, second))
                 .and_then(|()| self.file.set_modified(modified))
                 .map_err(io("writing the registry of children"))
         });

@@ -207,6 +207,15 @@ codes! {
     ChainDeep "chain-deep" Note,
         "none is lost; the first touch of a block asks many layers",
         "nothing";
+    RegistryDamaged "registry-damaged" Risk,
+        "none is lost; the other copy of the registry of children counts",
+        "-p: it is written again from the other copy";
+    RegistryLost "registry-lost" Risk,
+        "none is lost; nothing tells which disks were made over it, so that no more can be, and it is not deleted",
+        "-y: it is made again from the disks in its folder and below that name it as their parent";
+    SealLost "seal-lost" Risk,
+        "disks over it do not open; it could be written to, which would change what they show",
+        "-y: the seal is taken from the CRCs behind its blocks, or from a disk in its folder that was made over it";
     LeakedSpace "leaked-space" Leak,
         "none is lost; space in the file belongs to no block",
         "-p: it is given back, in an image with superblocks";

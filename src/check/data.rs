@@ -385,6 +385,39 @@ impl<'a> Sealed<'a> {
     }
 }
 
+/// The bitmap that a block of a sealed layer had, as its CRCs tell it: each unit that the layer holds has a word, and the bitmap a
+/// CRC of its own. `None` where they do not tell it, or not for sure.
+pub(super) fn sealed_bitmap(file: &dyn File, image: &Image, block: u32) -> Option<Vec<u8>> {
+    let (crcs, place) = (room(image)?, image.place());
+    let seal_id = image.inspection.decision.superblock?.0.lineage.seal_id;
+    let count = |entries: &[u32]| entries.iter().filter(|&&entry| entry != vhd::UNALLOCATED).count() as u64;
+    if DataCrcs::new(place, count(&image.entries), crcs.offset) != crcs {
+        return None;
+    }
+    let first = count(image.entries.get(..block as usize)?) * words_per_block(place);
+    let last = first + words_per_block(place) - 1;
+    let pages = first / CRC_WORDS as u64..last / CRC_WORDS as u64 + 1;
+    let mut words = Vec::new();
+    for index in pages.clone() {
+        let index = u32::try_from(index).ok()?;
+        let mut bytes = [0; PAGE];
+        file.read_or_zero_at(&mut bytes, crcs.page_offset(index)).ok()?;
+        let page = CrcPage::parse(&bytes).ok().flatten()?;
+        ((page.seal_id, page.index) == (seal_id, index)).then(|| words.extend(page.words))?;
+    }
+    let start = (first - pages.start * CRC_WORDS as u64) as usize;
+    let (&expected, units) = words.get(start..)?.split_first()?;
+    let mut bits = vec![0; place.bitmap_bytes() as usize];
+    for (sector, _) in (0..)
+        .step_by(SECTORS_PER_UNIT as usize)
+        .zip(units.get(..(words_per_block(place) - 1) as usize)?)
+        .filter(|&(_, &word)| word != 0)
+    {
+        bitmap::set_range(&mut bits, sector..sector + SECTORS_PER_UNIT, true);
+    }
+    (crc32fast::hash(&bits) == expected).then_some(bits)
+}
+
 /// The room for CRCs, if it is where it can be: behind the last block, in front of the footer.
 pub(super) fn room(image: &Image) -> Option<DataCrcs> {
     let (superblock, _) = image.inspection.decision.superblock?;

@@ -2,7 +2,8 @@
 
 use super::code::Code;
 use super::report::Report;
-use super::{blocks, fixed, headers, locators, slots, space, table};
+use super::{blocks, fixed, headers, locators, registry, slots, space, table};
+use crate::chain::RegistryState;
 use crate::error::{Error, Result};
 use crate::ext::Placement;
 use crate::layer::{self, Condition, Foreign, Headers, Inspection};
@@ -41,6 +42,8 @@ pub(super) struct Image {
     pub(super) last_allocation: u64,
     /// Ranges of the file that belong to no block.
     pub(super) gaps: Vec<Range<u64>>,
+    /// What the registry of its children says, if it has one.
+    pub(super) registry: Option<RegistryState>,
 }
 
 impl Image {
@@ -124,6 +127,7 @@ fn examine_blocks(
         clear_bits: Vec::new(),
         last_allocation: 0,
         gaps: Vec::new(),
+        registry: None,
     };
     prefer_proven_table(&mut report, file, path, &mut image)?;
     if image.inspection.foreign == Foreign::StructureChanged && !image.rebuilt {
@@ -138,6 +142,7 @@ fn examine_blocks(
         locators::check(&mut report, file, path, &image, &extents)?;
     }
     space::check(&mut report, file, path, &mut image, &extents)?;
+    registry::check(&mut report, file, path, &mut image)?;
     Ok(Examined { report, image: Some(image) })
 }
 

@@ -22,6 +22,7 @@ mod footer;
 mod headers;
 mod image;
 mod locators;
+mod registry;
 mod repair;
 mod report;
 mod slots;

@@ -22,4 +22,4 @@ pub use draft::{Blob, Draft};
 pub use map::PrivateMap;
 pub use names::StateNames;
 pub use restore::{StateBlob, VmState};
-pub(crate) use restore::{is_published, read_manifest};
+pub(crate) use restore::{any_manifest, is_published, read_manifest};

@@ -223,6 +223,12 @@ fn read_file(vfs: &dyn Vfs, path: &Path) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
+/// A whole manifest, whatever its digest, and that; `None` where there is none.
+pub(crate) fn any_manifest(vfs: &dyn Vfs, path: &Path) -> Option<(Digest, Manifest)> {
+    let bytes = read_file(vfs, path).ok().flatten()?;
+    Some((digest::of_bytes(&bytes), Manifest::parse(&bytes).ok()?))
+}
+
 /// Reads a manifest that must have this digest.
 pub(crate) fn read_manifest(vfs: &dyn Vfs, path: &Path, digest: Digest) -> Result<Manifest> {
     let mismatch = |what: String, hint| Error::StateMismatch { path: path.to_path_buf(), what, hint };

@@ -15,6 +15,38 @@ pub const SLOTS: u64 = 7 * MIB;
 /// From one slot to the next.
 pub const STRIDE: u64 = 2 * MIB + 4096;
 
+/// Bytes of a page.
+pub const PAGE: u64 = 4096;
+
+/// What may become of a page, from its bytes and a number.
+pub type Damage = fn(&[u8], u64) -> Vec<u8>;
+
+pub const DAMAGES: [(&str, Damage); 4] = [
+    ("zeroed", |page, _| vec![0; page.len()]),
+    ("garbage", |page, seed| {
+        let mut state = seed ^ 0x9e37_79b9_7f4a_7c15;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        };
+        page.iter().map(|_| next()).collect()
+    }),
+    ("0xff", |page, _| vec![0xff; page.len()]),
+    ("shifted", |page, _| {
+        let mut shifted = page.to_vec();
+        shifted.rotate_right(page.len().min(PAGE as usize) / 8);
+        shifted
+    }),
+];
+
+/// Where a test of many repairs has its files: in memory, if the system has such a place, since no power fails here and each repair
+/// syncs some ten times.
+pub fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 /// All that a guest sees.
 pub fn content(path: &Path) -> Vec<u8> {
     let disk = OpenOptions::new().read_only(true).open(path).unwrap();

@@ -369,6 +369,27 @@ fn files() -> Vec<Case> {
             write(path, &[5; 1024], length(path) - 512);
             write(path, &footer, length(path));
         }),
+        case("blocks out of order", None, Sound, foreign),
+        case("a hole between two blocks", None, Sound, |path| {
+            foreign(path);
+            let at = FIRST_BLOCK + 5 * STRIDE;
+            let footer = read::<512>(path, 0);
+            options().open(path).unwrap().set_len(FIRST_BLOCK + 2 * STRIDE).unwrap();
+            write(path, &[0xff; 512], at);
+            write(path, &vec![4; BLOCK as usize], at + 512);
+            write(path, &((at / 512) as u32).to_be_bytes(), TABLE + 3 * 4);
+            write(path, &footer, at + STRIDE);
+        }),
+        case("some sectors between two blocks", None, Sound, |path| {
+            foreign(path);
+            let at = FIRST_BLOCK + 2 * STRIDE + 3 * 512;
+            let footer = read::<512>(path, 0);
+            write(path, &[0xaa; 3 * 512], FIRST_BLOCK + 2 * STRIDE);
+            write(path, &[0xff; 512], at);
+            write(path, &vec![4; BLOCK as usize], at + 512);
+            write(path, &((at / 512) as u32).to_be_bytes(), TABLE + 3 * 4);
+            write(path, &footer, at + STRIDE);
+        }),
         case("a block that nobody names", Code::LeakedSpace, Sound, |path| {
             foreign(path);
             write(path, &[0xff; 4], TABLE);

@@ -19,6 +19,7 @@ mod ranges;
 mod relink;
 mod replay;
 mod salvage;
+mod seal;
 mod shadow;
 mod superblocks;
 mod table;
@@ -120,8 +121,15 @@ pub fn undo(vfs: Arc<dyn Vfs>, undo: &Path, path: &Path, force: bool) -> Result<
 }
 
 fn lock(vfs: &dyn Vfs, path: &Path) -> Result<Arc<dyn File>> {
-    let file =
-        vfs.open(path, Access::ReadWrite).map_err(|error| Error::io(path, "opening the image", error))?;
+    let opening = |error| Error::io(path, "opening the image", error);
+    let file = match vfs.open(path, Access::ReadWrite) {
+        // A sealed image: its mode stays.
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            let readable = vfs.open(path, Access::ReadOnly).map_err(opening)?;
+            layer::open_read_only_file(vfs, path, &*readable).map_err(opening)?
+        }
+        file => file.map_err(opening)?,
+    };
     layer::lock(&*file, path, Access::ReadWrite)?;
     Ok(file)
 }
@@ -188,7 +196,22 @@ impl Target<'_> {
             }
             examined = self.examine()?;
         }
+        if !steps.is_empty() {
+            self.keep_time(&examined)?;
+        }
         Ok(Repair { before, steps, after: examined.report })
+    }
+
+    /// A sealed image keeps the time of its seal.
+    fn keep_time(&self, examined: &Examined) -> Result<()> {
+        let Some(image) = &examined.image else { return Ok(()) };
+        match image.inspection.decision.superblock {
+            Some((superblock, _)) if superblock.lineage.is_sealed() => self
+                .file
+                .set_modified(superblock.fingerprint.modified)
+                .map_err(|error| Error::io(self.path, "setting the modification time", error)),
+            _ => Ok(()),
+        }
     }
 
     /// The work of the first kind that there is any of. Nothing is done twice in the same words.
@@ -229,6 +252,10 @@ impl Target<'_> {
                 _ => Vec::new(),
             };
             return Ok(if before.is_empty() { works } else { before });
+        }
+        let seal = allowed(seal::works(image, &examined.report, &*self.vfs, &*self.file, self.path)?);
+        if !seal.is_empty() {
+            return Ok(seal);
         }
         Ok(allowed(superblocks::reopen(image, &examined.report, &*self.file, self.path, !tried.is_empty())?))
     }

@@ -3,6 +3,7 @@
 use super::Work;
 use super::superblocks::next_superblock;
 use crate::check::code::Code;
+use crate::check::data;
 use crate::check::image::Image;
 use crate::check::report::Report;
 use crate::check::slots;
@@ -11,6 +12,7 @@ use crate::ext::{BlockHeader, PAGE_BYTES};
 use crate::layer::{self, Condition};
 use crate::vfs::{File, FileExt};
 use crate::vhd::{self, DiskType, bitmap};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// What can be done about block pages and unused space.
@@ -29,24 +31,34 @@ pub(super) fn works(image: &Image, report: &Report, file: &dyn File, path: &Path
     let ones = full_bitmap(image);
     let differencing = decision.footer.disk_type == DiskType::Differencing;
     let proven = layer::entries_crc(&image.entries) == superblock.fingerprint.bat_crc;
+    // As a seal's CRCs tell them: of all blocks, or the others are guessed.
+    let told: BTreeMap<u32, Vec<u8>> = match differencing {
+        true => lost.iter().filter_map(|&b| Some((b, data::sealed_bitmap(file, image, b)?))).collect(),
+        false => BTreeMap::new(),
+    };
+    let all_told = differencing && told.len() == lost.len();
     let mut headers = Work {
         what: match differencing {
+            true if all_told => {
+                format!("make the headers of {} again, the bits set that the CRCs tell", blocks(&lost))
+            }
             true => {
                 format!("make the headers of {} again, the bits set where data is not zero", blocks(&lost))
             }
             false => format!("make the headers of {} again, all their bits set", blocks(&lost)),
         },
         // Which sectors of a child were written, its bitmaps alone say.
-        safe: proven && !differencing,
+        safe: proven && (!differencing || all_told),
         ..Work::default()
     };
     for block in lost {
         let Some(&entry) = image.entries.get(block as usize) else { continue };
         let page_offset = place.block_page_offset(entry);
         let header = BlockHeader { page_offset, disk_id: decision.footer.unique_id, block, allocation: next };
-        let bits = match differencing {
-            true => bits_of_data(image, entry, file, path)?,
-            false => ones.clone(),
+        let bits = match told.get(&block) {
+            Some(bits) => bits.clone(),
+            None if differencing => bits_of_data(image, entry, file, path)?,
+            None => ones.clone(),
         };
         headers.writes.push((page_offset, header.to_page(&bits).to_vec()));
         next = next.saturating_add(1);

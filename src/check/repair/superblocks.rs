@@ -1,6 +1,6 @@
 //! Superblocks, and a journal that cannot be replayed; the mark of a failed sync; the open and close that ends a repair.
 
-use super::Work;
+use super::{Work, seal};
 use crate::check::code::{Code, Severity};
 use crate::check::image::{Examined, Image};
 use crate::check::report::Report;
@@ -103,7 +103,7 @@ fn new_superblocks(
             bat_crc: layer::entries_crc(&entries),
             modified: file.modified().map_err(io)?,
         },
-        // Nothing else tells of a seal. The children of a sealed image name its seal, and so find that it is lost.
+        // If there was a seal, its children tell: what comes next (`seal.rs`).
         lineage: Lineage::default(),
         data_crcs: DataCrcs::default(),
     };
@@ -195,6 +195,10 @@ pub(super) fn reopen(
         && image.bad_entries.is_empty()
         && image.bad_pages.is_empty()
         && image.inspection.journal.is_none();
+    let sealed = decision.superblock.is_some_and(|(superblock, _)| superblock.lineage.is_sealed());
+    if possible && sealed && decision.condition == Condition::Clean {
+        return Ok(seal::copies(image, report));
+    }
     if !possible || !(touched || mends.iter().any(|&code| report.count(code) > 0)) {
         return Ok(Vec::new());
     }
