@@ -227,7 +227,7 @@ impl Repair {
         for Step { what, safe } in &repaired.steps {
             let _ = writeln!(text, "{done} ({}): {what}", if *safe { "-p" } else { "-y" });
         }
-        if let Some(saved) = saved {
+        if let Some(saved) = saved.filter(|saved| saved.exists()) {
             let _ = writeln!(text, "saved in {}", saved.display());
         }
         if repaired.changes() {
@@ -283,7 +283,7 @@ fn json(repaired: &Repaired, saved: Option<&Path>) -> Result<String, Failure> {
         filename: repaired.before.path.to_string_lossy().into_owned(),
         changed: saved.is_some(),
         sound: repaired.is_sound(),
-        undo: saved.map(|saved| saved.to_string_lossy().into_owned()),
+        undo: saved.filter(|saved| saved.exists()).map(|saved| saved.to_string_lossy().into_owned()),
         steps: repaired
             .steps
             .iter()

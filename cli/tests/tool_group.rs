@@ -259,6 +259,67 @@ fn a_leader_that_is_too_slow_is_left() {
     assert_eq!(snapshots(&bench, servers), ALL);
 }
 
+/// What a checkpoint leaves that is cut is told by a check, and taken away by a repair as by any open.
+#[test]
+fn a_check_finds_what_was_cut_and_a_repair_takes_it_away() {
+    for sealed in [false, true] {
+        let bench = Bench::new();
+        let servers = serve(&bench);
+        let mut leader = Leader::join(&bench);
+        leader.prepare();
+        if sealed {
+            leader.hold();
+            leader.seal(2);
+        }
+        servers.into_iter().for_each(Serving::kill);
+        leader.die();
+        let before = bench.names();
+        for (disk, child) in [("a.vhd", "a@g.vhd"), ("b.vhd", "b@g.vhd")] {
+            let said = bench.cowvhd(&["check", disk]);
+            let said = said.must_be(0);
+            assert!(said.contains("note: snapshot-unfinished") && said.contains(child), "{said}");
+            assert_eq!(said.contains("a@g+ram.vmstate"), disk == "a.vhd", "{said}");
+            let said = bench.cowvhd(&["repair", "-n", disk]);
+            assert!(said.stdout.contains("would do (-p): finish the snapshot"), "{said:?}");
+            assert!(!said.stdout.contains("then left: note: snapshot"), "{said:?}");
+        }
+        let gone = |name: &String| !["vhd", "sock", "ctl"].iter().any(|end| name.ends_with(end));
+        assert!(before.iter().any(gone));
+        assert_eq!(bench.names(), before, "a check and a plan change nothing");
+        for disk in DISKS {
+            let said = bench.cowvhd(&["repair", "-p", disk]);
+            assert!(said.code == 1 && said.stdout.contains("done (-p): finish the snapshot"), "{said:?}");
+            let said = bench.cowvhd(&["check", disk]);
+            assert!(!said.must_be(0).contains("snapshot-unfinished"), "{said:?}");
+            assert_eq!(bench.info(disk)["journal"], "clean");
+        }
+        let left: Vec<String> = bench.names().into_iter().filter(|name| name.contains('@')).collect();
+        assert_eq!(left, [""; 0], "sealed: {sealed}");
+    }
+}
+
+#[test]
+fn a_check_tells_of_names_that_no_disk_notes() {
+    let bench = Bench::new();
+    fs::write(bench.path("ram.bin"), "ram").unwrap();
+    bench.cowvhd(&["create", "vm.vhd", "1G"]).must_be(0);
+    bench.cowvhd(&["snapshot", "create", "vm.vhd", "one", "--state", "ram=ram.bin"]).must_be(0);
+    let said = bench.cowvhd(&["check", "vm.vhd"]);
+    assert!(!said.must_be(0).contains("note"), "{said:?}");
+    fs::remove_file(bench.path("vm@one.vmstate")).unwrap();
+    fs::write(bench.path("vm.vhd~new"), "").unwrap();
+    // The files of another disk.
+    fs::write(bench.path("vm2@one+ram.vmstate"), "").unwrap();
+    let said = bench.cowvhd(&["check", "vm.vhd"]);
+    let said = said.must_be(0);
+    assert!(said.contains("note: revert-unfinished") && said.contains("vm.vhd~new"), "{said}");
+    assert!(said.contains("note: state-incomplete") && said.contains("\"one\""), "{said}");
+    assert!(said.contains("vm@one+ram.vmstate") && !said.contains("vm2"), "{said}");
+    let names = bench.names();
+    bench.cowvhd(&["repair", "-p", "vm.vhd"]).must_be(0);
+    assert_eq!(bench.names(), names);
+}
+
 #[test]
 fn requests_out_of_turn_end_it() {
     let bench = Bench::new();

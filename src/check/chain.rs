@@ -7,6 +7,7 @@
 use super::code::{Code, Severity};
 use super::image::{self, Examined, Image};
 use super::report::{Finding, Report};
+use super::unfinished;
 use crate::chain::{self, MAX_DEPTH, ParentPolicy};
 use crate::disk::OpenOptions;
 use crate::error::{Error, Result};
@@ -96,6 +97,9 @@ pub(super) fn walk(options: &OpenOptions, path: &Path, look: &mut Look<'_>) -> R
     while let Some(Candidate { file, path }) = next.take() {
         let modified = file.modified().map_err(|error| Error::io(&path, "asking for its time", error))?;
         let Examined { mut report, image } = image::examine(Arc::clone(&vfs), Arc::clone(&file), &path)?;
+        if walk.chain.layers.is_empty() {
+            unfinished::check(&mut report, &*vfs, &path, image.as_ref());
+        }
         let this = image.as_ref().map(|image| {
             let decision = &image.inspection.decision;
             Child {

@@ -117,6 +117,15 @@ codes! {
     NotClosed "not-closed" Note,
         "none is lost; the file was not closed and is judged as recovery would leave it",
         "-p: it is recovered and closed";
+    SnapshotUnfinished "snapshot-unfinished" Note,
+        "none is lost; a snapshot, perhaps with a VM state, was cut before its end",
+        "-p: it is finished, or what there is of it is taken away, as the next open for writing does";
+    RevertUnfinished "revert-unfinished" Note,
+        "none is lost; a revert was cut before its end, and the new file that it made is left",
+        "nothing: the next revert takes it away";
+    StateIncomplete "state-incomplete" Note,
+        "none is lost; parts of a VM state are there without the manifest that makes them one",
+        "nothing: put the manifest back from a backup, or remove them";
     JournalLost "journal-lost" Corruption,
         "the file was not closed and both superblocks are gone: what was flushed last may be missing",
         "-y: the table is made again from the block headers, what only the journal held is lost";

@@ -28,6 +28,7 @@ mod report;
 mod slots;
 mod space;
 mod table;
+mod unfinished;
 mod verify;
 
 pub use chain::{ChainReport, check_chain};
@@ -52,5 +53,7 @@ pub fn check(vfs: Arc<dyn Vfs>, path: &Path) -> Result<Report> {
     let file =
         vfs.open(path, Access::ReadOnly).map_err(|error| Error::io(path, "opening the image", error))?;
     layer::lock(&*file, path, Access::ReadOnly)?;
-    Ok(image::examine(vfs, file, path)?.report)
+    let mut examined = image::examine(Arc::clone(&vfs), file, path)?;
+    unfinished::check(&mut examined.report, &*vfs, path, examined.image.as_ref());
+    Ok(examined.report)
 }

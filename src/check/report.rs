@@ -76,6 +76,17 @@ impl Report {
         self.push(Finding { code, structure, offset: Some(offset), block: None, guest: None, what });
     }
 
+    /// The same for what has no place in the file.
+    pub(super) fn note(&mut self, code: Code, structure: &'static str, what: String) {
+        self.push(Finding { code, structure, offset: None, block: None, guest: None, what });
+    }
+
+    /// Forgets what was found of a code.
+    pub(super) fn take_out(&mut self, code: Code) {
+        self.counts.remove(&code);
+        self.findings.retain(|finding| finding.code != code);
+    }
+
     pub(super) fn push(&mut self, finding: Finding) {
         let count = self.counts.entry(finding.code).or_default();
         *count += 1;

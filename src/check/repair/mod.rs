@@ -4,6 +4,8 @@
 //! examine ──▶ the first kind of step that applies ──▶ its bytes saved, then written, synced ──▶ examine again ──▶ …
 //! ```
 //!
+//! Before all that a snapshot that was cut is finished or taken away, as any open for writing does.
+//!
 //! Kinds, in this order: a journal that somebody has switched off · copies of footer and header · superblocks, and a journal that is
 //! damaged or holds what comes next · the table · block pages · the mark of a failed sync · an ordinary open and close, which recovers,
 //! writes all copies again and gives space back. Each step starts from what
@@ -25,8 +27,11 @@ mod superblocks;
 mod table;
 mod undo;
 
+use super::code::Code;
 use super::image::{self, Examined};
 use super::report::Report;
+use super::unfinished;
+use crate::chain;
 use crate::error::{Error, Result};
 use crate::layer::{self, Condition, Image, LockedImage};
 use crate::sync::{Arc, Mutex};
@@ -88,13 +93,50 @@ impl Repair {
 /// Takes the lock of a writer: what is planned for an image that somebody changes means nothing.
 pub fn plan(vfs: Arc<dyn Vfs>, path: &Path, consent: Consent) -> Result<Repair> {
     let file = lock(&*vfs, path)?;
-    plan_locked(vfs, path, &file, consent)
+    let mut plan = plan_locked(vfs, path, &file, consent)?;
+    if is_unfinished(&plan.before) {
+        plan.steps.insert(0, snapshot_step());
+        plan.after.take_out(Code::SnapshotUnfinished);
+    }
+    Ok(plan)
 }
 
 /// Repairs the image at `path`. What is replaced is saved in the new file `undo` first, durably; nothing is made where there is
 /// nothing to do. An undo file that a killed repair of this image left unfinished is continued; any other file of that
 /// name is an error ([`ErrorKind::Exists`](crate::ErrorKind::Exists)).
 pub fn repair(vfs: Arc<dyn Vfs>, path: &Path, consent: Consent, undo: &Path) -> Result<Repair> {
+    let found = super::check(Arc::clone(&vfs), path)?;
+    let finished = is_unfinished(&found) && finish_snapshot(&vfs, path)?;
+    let mut repaired = repair_file(vfs, path, consent, undo)?;
+    if finished {
+        repaired.before = found;
+        repaired.steps.insert(0, snapshot_step());
+    }
+    Ok(repaired)
+}
+
+/// A snapshot was cut before its end.
+fn is_unfinished(report: &Report) -> bool {
+    report.count(Code::SnapshotUnfinished) > 0
+}
+
+fn snapshot_step() -> Step {
+    Step { what: "finish the snapshot that was cut, or take away what there is of it".into(), safe: true }
+}
+
+/// Does with a snapshot that was cut what any open does; false where the file has to be repaired first.
+fn finish_snapshot(vfs: &Arc<dyn Vfs>, path: &Path) -> Result<bool> {
+    // Nothing is read of a parent.
+    let open = || chain::open_leaf(vfs, Arc::clone(vfs), path, Access::ReadWrite)?.open(|_, _, _| Ok(()));
+    match open() {
+        Ok((Image::Dynamic(layer), ..)) => layer.close().map(|()| true),
+        Ok((Image::Fixed(fixed), ..)) => fixed.close().map(|()| true),
+        Err(error @ (Error::InUse { .. } | Error::Io { .. })) => Err(error),
+        Err(_) => Ok(false),
+    }
+}
+
+fn repair_file(vfs: Arc<dyn Vfs>, path: &Path, consent: Consent, undo: &Path) -> Result<Repair> {
     let file = lock(&*vfs, path)?;
     let plan = plan_locked(Arc::clone(&vfs), path, &file, consent)?;
     if !plan.changes() {
@@ -175,7 +217,9 @@ const MAX_ROUNDS: usize = 16;
 
 impl Target<'_> {
     fn examine(&self) -> Result<Examined> {
-        image::examine(Arc::clone(&self.vfs), Arc::clone(&self.file), self.path)
+        let mut examined = image::examine(Arc::clone(&self.vfs), Arc::clone(&self.file), self.path)?;
+        unfinished::check(&mut examined.report, &*self.vfs, self.path, examined.image.as_ref());
+        Ok(examined)
     }
 
     fn run(&self, consent: Consent) -> Result<Repair> {
