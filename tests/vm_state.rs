@@ -208,6 +208,26 @@ fn a_blob_that_was_changed_is_refused() {
     saved.refuses(saved.open(), "missing");
 }
 
+/// Blobs of two states of the same disk, each of which is whole.
+#[test]
+fn a_blob_of_another_state_is_refused() {
+    let saved = saved();
+    let names = StateNames::new(&saved.path("vm.vhd"), "b").unwrap();
+    let draft = Draft::new(Arc::new(HostVfs), names).unwrap();
+    draft.blob("ram").unwrap().write_at(&[5; 4096], (9 << 20) - 4096).unwrap();
+    draft.write_manifest(vec![disk()]).unwrap();
+    draft.publish().unwrap();
+    let other = fs::read(saved.path("vm@b+ram.vmstate")).unwrap();
+    let ram = saved.path("vm@a+ram.vmstate");
+    assert_eq!(fs::metadata(&ram).unwrap().len(), other.len() as u64);
+    fs::remove_file(&ram).unwrap();
+    fs::write(&ram, other).unwrap();
+    let state = saved.open().unwrap();
+    saved.refuses(state.verify(), "exchanged for another");
+    saved.refuses(state.blob("ram").unwrap().verify(), "vm@a+ram.vmstate");
+    state.blob("devices").unwrap().verify().unwrap();
+}
+
 #[test]
 fn a_damaged_manifest_is_called_so() {
     let saved = saved();
