@@ -75,7 +75,7 @@ pub mod vhd;
 
 pub use disk::{
     CreateOptions, Disk, DiskInfo, Extent, ExtentKind, ForeignChanges, JournalState, MappedExtent,
-    OpenOptions, ZeroMode,
+    OpenOptions, ParentInfo, ZeroMode,
 };
 pub use error::{Error, ErrorKind, FormatError, Result};
 pub use upgrade::upgrade;

@@ -4,7 +4,11 @@ use crate::failure::Failure;
 use crate::output;
 use cowvhd::OpenOptions;
 use cowvhd::snapshot::clone_to;
+use serde::Serialize;
 use std::path::{Path, PathBuf};
+
+/// The version of the JSON object.
+const SCHEMA: u32 = 1;
 
 /// Makes a new disk that starts with what a snapshot holds.
 ///
@@ -15,9 +19,21 @@ pub(crate) struct Clone {
     snapshot: PathBuf,
     /// The file to make; it must not exist.
     file: PathBuf,
+    /// Prints one JSON object.
+    #[arg(long)]
+    json: bool,
     /// A folder in which the snapshot's parents may lie, besides its own; may be given several times.
     #[arg(long, value_name = "FOLDER")]
     allow_parents_in: Vec<PathBuf>,
+}
+
+/// The JSON object; docs/tool.md describes it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Report {
+    schema: u32,
+    filename: String,
+    snapshot: String,
 }
 
 impl Clone {
@@ -35,7 +51,12 @@ impl Clone {
                 folder(&self.snapshot).unwrap_or_default().display()
             ));
         }
-        Ok(())
+        if !self.json {
+            return Ok(());
+        }
+        let name = |path: &Path| path.to_string_lossy().into_owned();
+        let (filename, snapshot) = (name(&self.file), name(&self.snapshot));
+        output::print_json(&Report { schema: SCHEMA, filename, snapshot })
     }
 }
 

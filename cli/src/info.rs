@@ -3,7 +3,7 @@
 use crate::failure::Failure;
 use crate::output;
 use crate::size::Human;
-use cowvhd::vhd::DiskType;
+use cowvhd::vhd::{DiskType, UniqueId};
 use cowvhd::{DiskInfo, ForeignChanges, JournalState};
 use serde::Serialize;
 use std::fmt;
@@ -65,6 +65,21 @@ struct Report {
     in_use_by: Option<String>,
     unique_id: String,
     created: String,
+    sealed: bool,
+    /// The name of the snapshot that it is, or null.
+    snapshot: Option<String>,
+    /// QEMU's key for the parent, as the image names it; null where it has none.
+    backing_filename: Option<String>,
+    parent_unique_id: Option<String>,
+    /// The images that are registered as made over it.
+    children: Vec<Child>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Child {
+    filename: String,
+    unique_id: String,
 }
 
 impl Report {
@@ -94,7 +109,18 @@ impl Report {
             in_use_by: info.holder.clone(),
             unique_id: info.unique_id.to_string(),
             created: info.created.to_string(),
+            sealed: info.sealed,
+            snapshot: info.snapshot.clone(),
+            backing_filename: info.parent.as_ref().and_then(|parent| parent.path.clone()),
+            parent_unique_id: info.parent.as_ref().map(|parent| parent.unique_id.to_string()),
+            children: info.children.iter().map(Child::new).collect(),
         }
+    }
+}
+
+impl Child {
+    fn new((unique_id, path): &(UniqueId, PathBuf)) -> Self {
+        Child { filename: path.to_string_lossy().into_owned(), unique_id: unique_id.to_string() }
     }
 }
 
@@ -109,6 +135,18 @@ impl fmt::Display for Report {
         }
         writeln!(f, "unique id: {}", self.unique_id)?;
         writeln!(f, "created: {}", self.created)?;
+        match (&self.snapshot, self.sealed) {
+            (Some(name), _) => writeln!(f, "sealed: as snapshot \"{name}\"")?,
+            (None, true) => writeln!(f, "sealed: other disks are made over it")?,
+            (None, false) => {}
+        }
+        if let Some(id) = &self.parent_unique_id {
+            let name = self.backing_filename.as_deref().unwrap_or("not named");
+            writeln!(f, "backing file: {name} (unique id {id})")?;
+        }
+        for child in &self.children {
+            writeln!(f, "child: {} (unique id {})", child.filename, child.unique_id)?;
+        }
         let journal = match self.journal {
             "none" if self.vhd_type == DiskType::Fixed.to_string() => "none (a fixed disk has none)",
             "none" => "none (not made by cowvhd)",

@@ -32,6 +32,7 @@ mod shutdown;
 mod size;
 mod snapshot;
 mod status;
+mod tree;
 mod upgrade;
 mod verify;
 
@@ -59,6 +60,7 @@ enum Verb {
     Convert(convert::Convert),
     Info(info::Info),
     Map(map::Map),
+    Tree(tree::Tree),
     Diff(diff::Diff),
     ExportDelta(export_delta::ExportDelta),
     Clone(clone::Clone),
@@ -91,6 +93,7 @@ fn main() -> ExitCode {
         Verb::Convert(convert) => convert.run(),
         Verb::Info(info) => info.run(),
         Verb::Map(map) => map.run(),
+        Verb::Tree(tree) => tree.run(),
         Verb::Diff(diff) => diff.run(),
         Verb::ExportDelta(export) => export.run(),
         Verb::Clone(clone) => clone.run(),

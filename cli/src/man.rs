@@ -11,6 +11,7 @@ pub(crate) const VERBS: &[&str] = &[
     "convert",
     "info",
     "map",
+    "tree",
     "diff",
     "export-delta",
     "clone",

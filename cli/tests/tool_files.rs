@@ -108,6 +108,11 @@ fn the_json_of_info_keeps_its_shape() {
         "in-use-by",
         "unique-id",
         "created",
+        "sealed",
+        "snapshot",
+        "backing-filename",
+        "parent-unique-id",
+        "children",
     ];
     assert_eq!(keys, expected);
 

@@ -109,6 +109,18 @@ impl ParentPolicy {
         nearby::look(vfs, own.into_iter().chain(folders.iter().copied()), wanted)
     }
 
+    /// Opens a child that the image at `parent` has registered by its path from the parent's folder, if it is where parents may lie, too.
+    /// Else it says why not.
+    pub(crate) fn open_child(
+        &self,
+        vfs: &dyn Vfs,
+        leaf_folder: &Path,
+        parent: &Path,
+        path: &[u8],
+    ) -> Result<(Arc<dyn File>, PathBuf), String> {
+        self.open_claim(vfs, leaf_folder, parent, &ParentPath::Relative(path.to_vec()))
+    }
+
     fn open_claim(
         &self,
         vfs: &dyn Vfs,
@@ -137,7 +149,7 @@ impl ParentPolicy {
         }
         match refused {
             true => Err(format!(
-                "{} is outside the folders allowed for parents; allow its folder if you trust the image",
+                "{} is outside the folders allowed for layers; allow its folder if you trust the image",
                 path.display()
             )),
             false => Err(format!("{} does not exist", path.display())),
@@ -176,6 +188,11 @@ fn candidates(file: &dyn File, header: &DynamicHeader) -> Vec<(String, Result<Pa
     });
     found.push(("parent name".into(), name));
     found
+}
+
+/// The path by which a child's parent is looked for first; `None` where it names none that can be read.
+pub(crate) fn claimed_path(file: &dyn File, header: &DynamicHeader) -> Option<String> {
+    candidates(file, header).into_iter().find_map(|(_, claim)| claim.ok()).map(|claim| claim.to_string())
 }
 
 fn other_id(path: &Path, found: UniqueId) -> String {

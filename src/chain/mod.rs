@@ -38,7 +38,7 @@ pub(crate) use decision::{commit_if_sealed, decide};
 pub(crate) use descriptors::bound;
 pub use leaf::SnapshotName;
 pub(crate) use leaf::{Leaf, snapshot_path};
-pub(crate) use locate::{ParentPolicy, folder};
+pub(crate) use locate::{ParentPolicy, claimed_path, folder};
 pub(crate) use nearby::{NearbyChild, children_of};
 pub(crate) use open::{ChildClaims, link_to, open_from, open_images, open_parents};
 pub(crate) use parent::ParentImage;

@@ -1,10 +1,14 @@
 //! What a file says about itself, read without locking or changing it: works beside a server that has it open.
 
+use crate::chain::{self, Children};
 use crate::error::{Error, Result};
+use crate::ext::Child;
 use crate::layer::{self, Condition, Foreign, Headers, OpenReport};
 use crate::sync::Arc;
 use crate::vfs::{Access, File, HostVfs, Vfs};
 use crate::vhd::{DiskType, Footer, Timestamp, UniqueId};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 /// Whether the journal of an image holds anything.
@@ -27,6 +31,15 @@ pub enum ForeignChanges {
     Time,
     /// Its structure differs: another program added blocks, or wrote headers.
     Structure,
+}
+
+/// What an image says of its parent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParentInfo {
+    /// The unique id that the parent has to have.
+    pub unique_id: UniqueId,
+    /// The path by which it is looked for first, as the image has it; `None` where it has none that can be read.
+    pub path: Option<String>,
 }
 
 /// The description of an image file.
@@ -56,6 +69,14 @@ pub struct DiskInfo {
     pub foreign_changes: ForeignChanges,
     /// Why it can be read and not written: its structures contradict each other.
     pub doubt: Option<String>,
+    /// It is sealed: other disks show what it holds, so that it never changes.
+    pub sealed: bool,
+    /// The name of the snapshot that it is, if it is one.
+    pub snapshot: Option<String>,
+    /// What it is made over.
+    pub parent: Option<ParentInfo>,
+    /// The images that are registered as made over it, found or not: their unique ids, and their paths from its folder.
+    pub children: Vec<(UniqueId, PathBuf)>,
     /// The process that has it open, such as `cowvhd (pid 123)`, as far as the system tells.
     pub holder: Option<String>,
 }
@@ -81,7 +102,20 @@ impl DiskInfo {
             JournalState::Clean => layer::foreign_changes(Arc::new(HostVfs), Arc::clone(&file), path)?.into(),
             JournalState::None | JournalState::Dirty => ForeignChanges::None,
         };
+        let lineage = superblock.map(|superblock| superblock.lineage).unwrap_or_default();
+        let snapshot = String::from_utf8_lossy(lineage.snapshot.as_bytes()).into_owned();
+        let parent = (decision.footer.disk_type == DiskType::Differencing).then(|| ParentInfo {
+            unique_id: decision.header.parent_unique_id,
+            path: chain::claimed_path(&*file, &decision.header),
+        });
+        // An image without a registry has none.
+        let children = Children::of(&*file, path).and_then(|children| children.read()).unwrap_or_default();
+        let child = |child: Child| (child.id, PathBuf::from(OsString::from_vec(child.path)));
         Ok(DiskInfo {
+            sealed: lineage.is_sealed(),
+            snapshot: Some(snapshot).filter(|name| lineage.is_sealed() && !name.is_empty()),
+            parent,
+            children: children.into_iter().map(child).collect(),
             block_bytes: Some(decision.header.block_size),
             journal,
             sync_failed: superblock.is_some_and(|superblock| superblock.sync_failed),
@@ -108,6 +142,10 @@ impl DiskInfo {
             sync_failed: false,
             foreign_changes: ForeignChanges::None,
             doubt: None,
+            sealed: false,
+            snapshot: None,
+            parent: None,
+            children: Vec::new(),
             holder: file.holder(),
         })
     }

@@ -12,7 +12,7 @@ mod storage;
 mod turn;
 
 pub(crate) use generation::{Ready, Stopped, Switch};
-pub use info::{DiskInfo, ForeignChanges, JournalState};
+pub use info::{DiskInfo, ForeignChanges, JournalState, ParentInfo};
 pub(crate) use merging::Merging;
 
 use crate::chain::{self, ChildClaims, Leaf, ParentPolicy};

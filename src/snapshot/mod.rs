@@ -18,6 +18,7 @@ mod rebase;
 mod revert;
 mod space;
 mod state;
+mod tree;
 
 pub use crate::chain::SnapshotName;
 pub use checkpoint::{Checkpoint, Participant, StateRef, group};
@@ -31,3 +32,4 @@ pub use point::snapshot_path;
 pub use rebase::{rebase, relink};
 pub use revert::{Reverted, clone_to, revert};
 pub use state::{resumable, state};
+pub use tree::{LayerState, TreeLayer, tree};
