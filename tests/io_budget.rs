@@ -2,13 +2,15 @@
 //!
 //! The budget: an overwrite and a write to a new block are one write; a small flush is one durable write to the journal's
 //! ring; a full flush is one sync, and one durable write where maps changed or a data or zero record is live; a flush of
-//! overwrites alone is one or the other; a flush with nothing to do is nothing. A new block costs at most 2.1 writes, the checkpoint that brings its metadata in place included.
-//! Reads are counted apart: a small flush reads back what it journals.
+//! overwrites alone is one or the other; a flush with nothing to do is nothing. A new block costs at most 2.1 writes, the checkpoint
+//! that brings its metadata in place included. Reads are counted apart: a small flush reads back what it journals, and a differencing
+//! disk reads what it copies up.
 
 #![cfg(feature = "sim")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use cowvhd::sim::{Counts, SimVfs};
+use cowvhd::vfs::Vfs;
 use cowvhd::{CreateOptions, Disk, OpenOptions, ZeroMode};
 use std::ops::Range;
 use std::path::Path;
@@ -30,6 +32,9 @@ const SYNC_AND_ENTRY: Counts = Counts { durable_writes: 1, syncs: 1, ..NOTHING }
 const SYNC_ALONE: Counts = Counts { syncs: 1, ..NOTHING };
 
 const PATH: &str = "/disk.vhd";
+
+/// The ring of an image made here.
+const RING: Range<usize> = (256 << 10)..(256 << 10) + (2 << 20);
 
 struct Guest {
     vfs: SimVfs,
@@ -55,6 +60,34 @@ impl Guest {
         guest.write_to_blocks(0..MANY);
         guest.disk.flush().unwrap();
         guest
+    }
+
+    /// A differencing disk of the same size. Its parent holds data in the first blocks, each of them in its second MiB.
+    fn over_parent() -> Self {
+        let guest = Guest::new();
+        guest.disk.close().unwrap();
+        let vfs = guest.vfs;
+        let shared = || Arc::new(vfs.clone());
+        let parent = Path::new("/parent.vhd");
+        CreateOptions::new(GIB).vfs(shared()).create(parent).unwrap();
+        let disk = OpenOptions::new().vfs(shared()).open(parent).unwrap();
+        (0..MANY).for_each(|block| disk.write_at(&[7; 1 << 20], block * BLOCK + (1 << 20)).unwrap());
+        disk.close().unwrap();
+        vfs.remove(Path::new(PATH)).unwrap();
+        CreateOptions::child_of(parent).vfs(shared()).create(Path::new(PATH)).unwrap();
+        let disk = open(&vfs);
+        Guest { vfs, disk }
+    }
+
+    /// What `work` changes on the medium and in the cache lies in these bytes of the file.
+    fn changes_only(&self, range: Range<usize>, work: impl FnOnce(&Disk)) {
+        let before = self.vfs.content(Path::new(PATH)).unwrap();
+        work(&self.disk);
+        let after = self.vfs.content(Path::new(PATH)).unwrap();
+        assert_eq!(before.len(), after.len());
+        assert!(before[..range.start] == after[..range.start], "something in front of it has changed");
+        assert!(before[range.clone()] != after[range.clone()], "nothing has changed");
+        assert!(before[range.end..] == after[range.end..], "something behind it has changed");
     }
 
     fn write(&self, offset: u64) {
@@ -279,4 +312,113 @@ fn an_open_is_four_durable_writes_and_a_sync_and_the_first_touch_of_a_block_one_
     assert_eq!(read(0), Counts { reads: 2, ..NOTHING });
     assert_eq!(read(4096), ONE_READ);
     assert_eq!(guest.cost(|_| guest.write(BLOCK)), Counts { reads: 1, ..ONE_WRITE });
+}
+
+/// The durable writes that the budget speaks of go to the ring, and nothing else of the file changes.
+#[test]
+fn a_flush_writes_to_the_ring_and_nowhere_else() {
+    let guest = Guest::new();
+    guest.write(0);
+    guest.changes_only(RING, |disk| assert_eq!(guest.cost(|_| disk.flush().unwrap()), SMALL_FLUSH));
+    guest.write(0);
+    guest.disk.write_at(&[3; 256 << 10], BLOCK).unwrap();
+    guest.changes_only(RING, |disk| assert_eq!(guest.cost(|_| disk.flush().unwrap()), SYNC_AND_ENTRY));
+}
+
+/// More new blocks than the ring has room for at a time, a flush after each 64: every operation of the session counts, from the
+/// first write to the end of the close.
+#[test]
+fn a_new_block_costs_at_most_two_writes_and_a_tenth_in_a_long_session() {
+    const BLOCKS: u64 = 512 * 1024;
+    const SMALL_BLOCK: u64 = 4096;
+    let vfs = SimVfs::new(1);
+    let create = CreateOptions::new(BLOCKS * SMALL_BLOCK).vfs(Arc::new(vfs.clone()));
+    create.test_geometry(SMALL_BLOCK as u32, 2 << 20).create(Path::new(PATH)).unwrap();
+    let guest = Guest { disk: open(&vfs), vfs };
+    let new_blocks = 32 * 1024;
+    let cost = guest.cost(|disk| {
+        for block in 0..new_blocks {
+            disk.write_at(&SMALL, block * SMALL_BLOCK).unwrap();
+            if block % 64 == 63 {
+                disk.flush().unwrap();
+            }
+        }
+        disk.close().unwrap();
+    });
+    let writes = cost.writes + cost.durable_writes;
+    assert!(writes * 10 <= new_blocks * 21, "{writes} writes for {new_blocks} blocks");
+    // Data, each block's page, each of the table's pages, and the footer.
+    assert_eq!(cost.writes, new_blocks + new_blocks + 32 + 1);
+    // Two checkpoints, one when the ring is full and one at the close: images of the table's pages, and the tails. Then a superblock
+    // and the header.
+    let flushes = new_blocks / 64;
+    assert_eq!((cost.durable_writes, cost.syncs, cost.reads), (flushes + 2 * 2 + 2, flushes + 4, 0));
+}
+
+#[test]
+fn in_a_differencing_disk_a_write_is_one_write_and_what_it_copies_up_is_read() {
+    let guest = Guest::over_parent();
+    // So many that the ring has room for all of it.
+    for block in 0..16 {
+        let (zeros, data) = (block * BLOCK, block * BLOCK + (1 << 20));
+        let write = |length, offset| guest.cost(|disk| disk.write_at(&vec![1; length], offset).unwrap());
+        // A new block.
+        let cost = write(4096, zeros);
+        assert_eq!(Counts { set_lengths: 0, ..cost }, ONE_WRITE, "whole units bring nothing up");
+        assert_eq!(guest.cost_of_flush(), SMALL_FLUSH, "alloc, bits and data in one entry");
+        // Absent units of it: the parent's block is touched for the first time, then it is known.
+        assert_eq!(write(512, data + 512), Counts { reads: 3, ..ONE_WRITE });
+        assert_eq!(write(512, data + 4096 + 512), Counts { reads: 1, ..ONE_WRITE });
+        assert_eq!(write(512, data + 2 * 4096), Counts { reads: 1, ..ONE_WRITE });
+        assert_eq!(write(512, data + 4 * 4096 - 512), Counts { reads: 1, ..ONE_WRITE });
+        let both_ends = write(3 * 4096, data + 5 * 4096 + 512);
+        assert_eq!(both_ends, Counts { writes: 3, reads: 2, ..NOTHING }, "both ends, and what is between");
+        assert_eq!(write(512, data + 512), ONE_WRITE, "a unit that is here");
+        let flush = guest.cost_of_flush();
+        assert_eq!(Counts { reads: 0, ..flush }, Counts { durable_writes: 1, ..NOTHING });
+    }
+    // A part of a unit where the parent has no block.
+    let write = |offset| guest.cost(|disk| disk.write_at(&[1; 512], offset).unwrap());
+    let cost = Counts { set_lengths: 0, ..write(MANY * BLOCK + 512) };
+    assert_eq!(cost, Counts { reads: 1, ..ONE_WRITE }, "the parent's table");
+    assert_eq!(write(MANY * BLOCK + 8192 + 512), ONE_WRITE, "zeros are not read");
+}
+
+#[test]
+fn a_full_flush_of_a_differencing_disk_is_a_sync_and_an_entry_where_bits_changed() {
+    let guest = Guest::over_parent();
+    guest.write_to_blocks(0..MANY);
+    assert_eq!(guest.cost_of_flush(), SYNC_AND_ENTRY);
+    for _ in 0..3 {
+        guest.write_to_blocks(0..MANY);
+        assert_eq!(guest.cost_of_flush(), SYNC_ALONE, "units that are here");
+    }
+    (0..MANY).for_each(|block| guest.write(block * BLOCK + 8192));
+    assert_eq!(guest.cost_of_flush(), SYNC_AND_ENTRY, "more units of blocks that are here");
+}
+
+#[test]
+fn a_new_block_of_a_differencing_disk_costs_no_more_and_bits_in_an_old_one_an_image_of_its_page() {
+    let mut guest = Guest::over_parent();
+    let work = |disk: &Disk, at: u64| {
+        (0..MANY).for_each(|block| disk.write_at(&SMALL, block * BLOCK + at).unwrap());
+        disk.flush().unwrap();
+    };
+    let session = guest.cost(|disk| work(disk, 0));
+    assert_eq!((session.writes, session.durable_writes, session.syncs), (MANY, 1, 1));
+    let close = guest.cost(|disk| disk.close().unwrap());
+    // In place each block's page, one of the table, and the footer; in the ring the image of the table's page and the tails, then a
+    // superblock and the header.
+    assert_eq!((close.writes, close.durable_writes, close.syncs), (MANY + 2, 4, 3));
+    assert!((session.writes + session.durable_writes + MANY + 1 + 2) * 10 <= MANY * 21);
+
+    guest.disk = open(&guest.vfs);
+    let session = guest.cost(|disk| work(disk, 8192));
+    assert_eq!((session.writes, session.durable_writes, session.syncs), (MANY, 1, 1));
+    let close = guest.cost(|disk| disk.close().unwrap());
+    assert_eq!(
+        (close.writes, close.durable_writes, close.syncs),
+        (MANY + 1, 4, 3),
+        "one entry holds the images"
+    );
 }

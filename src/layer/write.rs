@@ -250,11 +250,10 @@ impl WriteGuard<'_> {
         let Range { start, end } = self.range;
         let (first_unit, last_unit) = (start / UNIT_BYTES, (end - 1) / UNIT_BYTES);
         let mut middle = self.range.clone();
-        for unit in [first_unit, last_unit] {
+        for unit in std::iter::once(first_unit).chain((last_unit != first_unit).then_some(last_unit)) {
             let whole = unit * UNIT_BYTES..(unit + 1) * UNIT_BYTES;
             let covered = start <= whole.start && whole.end <= end;
-            let done = whole.end <= middle.start;
-            if covered || done || !self.is_absent(unit as u32) {
+            if covered || !self.is_absent(unit as u32) {
                 continue;
             }
             let mut bytes = [0; UNIT_BYTES as usize];
