@@ -4,11 +4,12 @@
 #![cfg(feature = "sim")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use cowvhd::check::{Code, Consent, Severity, check, check_chain, relink, repair, undo};
+use cowvhd::check::{Code, Consent, Severity, check, check_chain, relink, repair, undo, verify};
 use cowvhd::sim::{Bounds, CrashPoint, CrashState, Rng, SimVfs};
 use cowvhd::vfs::{Access, Vfs};
 use cowvhd::vhd::{DynamicHeader, HeaderCookie};
 use cowvhd::{CreateOptions, OpenOptions};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -56,8 +57,8 @@ fn content(vfs: &SimVfs) -> Vec<u8> {
 /// The files as they are, on a medium of their own, nothing pending.
 fn copy(vfs: &SimVfs) -> SimVfs {
     let mut copies = Vec::new();
-    let file = vfs.open(Path::new(IMAGE), Access::ReadWrite).unwrap();
-    file.sync_data().unwrap();
+    let file = vfs.open(Path::new(IMAGE), Access::ReadWrite);
+    file.or_else(|_| vfs.open(Path::new(IMAGE), Access::ReadOnly)).unwrap().sync_data().unwrap();
     vfs.crash_now().for_each_state(0, &Bounds::sample(1), |state| {
         copies.push(state.to_vfs(1));
         false
@@ -138,6 +139,10 @@ impl Explorer {
 type Damage<'a> = &'a dyn Fn(&SimVfs);
 
 fn cut_everywhere(closed: bool, cases: &[(&str, &[(u64, u64)])]) {
+    cut_everywhere_in(&image(closed), cases);
+}
+
+fn cut_everywhere_in(image: &(SimVfs, Vec<u8>), cases: &[(&str, &[(u64, u64)])]) {
     for &(name, ranges) in cases {
         for byte in [0x00, 0xd7] {
             let damage = |vfs: &SimVfs| {
@@ -145,15 +150,14 @@ fn cut_everywhere(closed: bool, cases: &[(&str, &[(u64, u64)])]) {
                     vfs.corrupt(Path::new(IMAGE), at, &vec![byte; length as usize]);
                 }
             };
-            cut_everywhere_after(closed, &[(&format!("{name} {byte:#x}"), &damage)]);
+            cut_everywhere_after(image, &[(&format!("{name} {byte:#x}"), &damage)]);
         }
     }
 }
 
-fn cut_everywhere_after(closed: bool, cases: &[(&str, Damage<'_>)]) {
-    let (good, content) = image(closed);
+fn cut_everywhere_after((good, content): &(SimVfs, Vec<u8>), cases: &[(&str, Damage<'_>)]) {
     for (name, damage) in cases {
-        let vfs = copy(&good);
+        let vfs = copy(good);
         damage(&vfs);
         let shared: Arc<dyn Vfs> = Arc::new(vfs.clone());
         let before = check(Arc::clone(&shared), Path::new(IMAGE)).unwrap().worst();
@@ -205,6 +209,32 @@ fn an_image_that_was_not_closed() {
     );
 }
 
+/// A sealed image with a child and CRCs: its seal and its registry are made again from them.
+#[test]
+fn a_sealed_image() {
+    let (vfs, content) = image(true);
+    let shared: Arc<dyn Vfs> = Arc::new(vfs.clone());
+    let child = Path::new("/child.vhd");
+    CreateOptions::child_of(Path::new(IMAGE)).vfs(Arc::clone(&shared)).create(child).unwrap();
+    let options = OpenOptions::new().vfs(shared);
+    verify(&options, child, true, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    let lineage = |vfs: &SimVfs| vfs.content(Path::new(IMAGE)).unwrap()[4096 + 176..4096 + 884].to_vec();
+    let seal = lineage(&vfs);
+    assert!(seal[..16].iter().any(|&byte| byte != 0));
+    cut_everywhere_in(
+        &(vfs.clone(), content),
+        &[
+            ("a superblock", &[(8192, 4096)]),
+            ("both superblocks", &[(4096, 8192)]),
+            ("a copy of the registry", &[(65536, 4096)]),
+            ("start, and a copy of the registry", &[(0, 4096), (65536, 4096)]),
+        ],
+    );
+    vfs.corrupt(Path::new(IMAGE), 4096, &[0; 8192]);
+    repair(Arc::new(vfs.clone()), Path::new(IMAGE), Consent::All, Path::new(UNDO)).unwrap();
+    assert_eq!(lineage(&vfs), seal);
+}
+
 #[test]
 fn an_image_whose_cookie_was_turned_back() {
     let (vfs, _) = image(false);
@@ -213,7 +243,10 @@ fn an_image_whose_cookie_was_turned_back() {
     assert_eq!(file.read_at(&mut header, 512).unwrap(), header.len());
     let dirty = DynamicHeader::parse(&header).unwrap();
     let normal = DynamicHeader { cookie: HeaderCookie::Normal, ..dirty }.to_bytes();
-    cut_everywhere_after(false, &[("the cookie", &|vfs| vfs.corrupt(Path::new(IMAGE), 512, &normal))]);
+    cut_everywhere_after(
+        &image(false),
+        &[("the cookie", &|vfs| vfs.corrupt(Path::new(IMAGE), 512, &normal))],
+    );
 }
 
 const BASE: &str = "/base.vhd";

@@ -208,7 +208,8 @@ const SUPERBLOCK: &[Field] = &[
             "at offset 4096: superblock: field lineage: flags (byte 576) is 0xffffffff, expected only bit 0",
         ),
     ),
-    (872, 3220, Reads), // reserved
+    (872, 12, Reads),   // data CRCs
+    (884, 3208, Reads), // reserved
 ];
 
 /// Of the newest entry, and of its first record, an alloc.

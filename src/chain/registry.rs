@@ -140,7 +140,8 @@ impl<'a> Children<'a> {
         let result = self.current().and_then(|(mut registry, place)| {
             let before = registry.children.clone();
             change(&mut registry.children);
-            if registry.children == before {
+            // A change that was cut, or the medium, may have spoiled one copy: it is made whole on the way.
+            if registry.children == before && matches!(self.state()?, RegistryState::Sound(_)) {
                 return Ok(());
             }
             registry.sequence = registry.sequence.saturating_add(1);

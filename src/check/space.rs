@@ -6,6 +6,7 @@ use super::image::Image;
 use super::report::Report;
 use super::table::Extent;
 use crate::error::{Error, Result};
+use crate::ext::PAGE_BYTES;
 use crate::layer::Condition;
 use crate::vfs::File;
 use crate::vhd::{self, Footer};
@@ -82,15 +83,17 @@ struct Leaks<'a> {
 
 impl Leaks<'_> {
     fn add(&mut self, from: u64, to: u64) -> Result<()> {
-        let mut at = from;
+        // A page at the edge has its space for what is beside the gap.
+        let (first, last) = (from.next_multiple_of(PAGE_BYTES), to / PAGE_BYTES * PAGE_BYTES);
+        let mut at = first;
         let before = self.bytes;
-        while at < to {
+        while at < last {
             let next = self
                 .file
                 .next_data(at)
                 .map_err(|error| Error::io(self.path, format!("looking for data at offset {at}"), error))?;
-            let Some(data) = next.filter(|data| data.start < to) else { break };
-            let (start, end) = (data.start.max(at), data.end.min(to));
+            let Some(data) = next.filter(|data| data.start < last) else { break };
+            let (start, end) = (data.start.max(at), data.end.min(last));
             self.bytes += end.saturating_sub(start);
             at = end.max(at + 1);
         }

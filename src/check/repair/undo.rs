@@ -315,9 +315,7 @@ impl Reader {
 /// change included. May be repeated. With `force` also if the image was changed since.
 pub(super) fn apply(vfs: &dyn Vfs, undo: &Path, path: &Path, force: bool) -> Result<()> {
     let saved = vfs.open(undo, Access::ReadOnly).map_err(|e| Error::io(undo, "opening the undo file", e))?;
-    let image =
-        vfs.open(path, Access::ReadWrite).map_err(|error| Error::io(path, "opening the image", error))?;
-    crate::layer::lock(&*image, path, Access::ReadWrite)?;
+    let image = super::lock(vfs, path)?;
     let io = |error| Error::io(path, "restoring the image", error);
 
     let mut reader = Reader::open(&*saved, undo)?;
