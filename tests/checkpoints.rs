@@ -11,11 +11,12 @@ mod groups;
 
 use checkpoints::{Story, cut_anywhere, judge};
 use cowvhd::sim::{Bounds, Fault, FaultPlan, SimVfs};
-use cowvhd::snapshot::{self, Checkpoint, SnapshotName};
+use cowvhd::snapshot::{self, Checkpoint, Member, Participant, SnapshotName, StateRef};
+use cowvhd::state::ManifestDisk;
 use cowvhd::vfs::Vfs;
-use cowvhd::{CreateOptions, ErrorKind, OpenOptions};
+use cowvhd::{CreateOptions, ErrorKind, OpenOptions, Result};
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// How many states are made of a crash point; more with `COWVHD_SNAPSHOT_STATES`, a factor.
@@ -67,6 +68,82 @@ fn any_process_of_a_checkpoint_is_killed_at_any_step() {
     let judged = groups::end_anywhere(bound(6)).unwrap_or_else(|what| panic!("{what}"));
     println!("{judged} distinct states: no violation");
     assert!(judged > 1000, "{judged}");
+}
+
+/// A disk in another process, which waits for its leader no longer when it is sealed.
+#[derive(Debug)]
+struct Impatient<'a> {
+    member: Option<Member<'a>>,
+    disk: ManifestDisk,
+}
+
+impl<'a> Impatient<'a> {
+    fn new(member: Member<'a>) -> Self {
+        Impatient { disk: member.disk().clone(), member: Some(member) }
+    }
+}
+
+impl Participant for Impatient<'_> {
+    fn disk(&self) -> &ManifestDisk {
+        &self.disk
+    }
+
+    fn folder(&self) -> &Path {
+        Path::new("/")
+    }
+
+    fn prepare(&mut self) -> Result<()> {
+        self.member.as_mut().unwrap().prepare()
+    }
+
+    fn hold(&mut self) -> Result<()> {
+        self.member.as_mut().unwrap().hold()
+    }
+
+    fn switch(&mut self, state: &StateRef) -> Result<()> {
+        self.member.as_mut().unwrap().switch(state)
+    }
+
+    fn seal(&mut self) -> Result<()> {
+        self.member.take().unwrap().seal()
+    }
+
+    fn commit(&mut self) -> Result<PathBuf> {
+        Ok("/b@one.vhd".into())
+    }
+
+    fn fail(&mut self, _: &str) {}
+}
+
+/// What a disk that waited too long has committed is committed for its leader, too, whose other disks go on; and what it has ended, is
+/// not.
+#[test]
+fn a_leader_that_is_too_slow_takes_what_was_decided() {
+    for committed in [true, false] {
+        let vfs = SimVfs::new(7);
+        let shared: Arc<dyn Vfs> = Arc::new(vfs.clone());
+        let options = OpenOptions::new().vfs(Arc::clone(&shared));
+        let disks = ["/a.vhd", "/b.vhd"].map(|path| {
+            let create =
+                CreateOptions::new(1 << 20).test_geometry(16 << 10, 128 << 10).vfs(Arc::clone(&shared));
+            create.create(Path::new(path)).unwrap();
+            options.open(Path::new(path)).unwrap()
+        });
+        let name = SnapshotName::new("one").unwrap();
+        let here: Box<dyn Participant> = Box::new(Member::begin(&disks[0], &name, committed).unwrap());
+        let there = Box::new(Impatient::new(Member::begin(&disks[1], &name, !committed).unwrap()));
+        // It is sealed last, or first: then there is nothing yet to commit.
+        let participants: Vec<Box<dyn Participant>> =
+            if committed { vec![here, there] } else { vec![there, here] };
+        let saved = Checkpoint::of(Arc::clone(&shared), participants, &name).unwrap().commit();
+        assert_eq!(saved.is_ok(), committed, "{saved:?}");
+        assert_eq!(disks[0].flush().is_ok(), committed);
+        drop(disks);
+        for path in ["/a.vhd", "/b.vhd"] {
+            drop(options.open(Path::new(path)).unwrap());
+            assert_eq!(snapshot::state(&options, Path::new(path), &name).is_ok(), committed, "{path}");
+        }
+    }
 }
 
 /// What is dropped leaves nothing, and one at a time is made.

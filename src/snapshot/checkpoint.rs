@@ -18,6 +18,7 @@
 
 use super::SnapshotName;
 use super::member::Member;
+use crate::chain;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::ext::Name;
@@ -95,6 +96,7 @@ impl StateRef {
 #[derive(Debug)]
 #[must_use]
 pub struct Checkpoint<'a> {
+    vfs: Arc<dyn Vfs>,
     names: StateNames,
     /// `None` once its files are not to be taken away any more. Goes before the participants, the first of which forgets it then.
     draft: Option<Draft>,
@@ -154,8 +156,8 @@ impl<'a> Checkpoint<'a> {
             }
         }
         let names = StateNames::new(&path(&**first), name.as_str())?;
-        let draft = Draft::new(vfs, names.clone())?;
-        Ok(Checkpoint { names, draft: Some(draft), participants })
+        let draft = Draft::new(Arc::clone(&vfs), names.clone())?;
+        Ok(Checkpoint { vfs, names, draft: Some(draft), participants })
     }
 
     /// Starts another part of the VM's state, with a name of 1 to 64 of the characters `A-Z a-z 0-9 . _ -`, such as `ram`. Its file
@@ -191,6 +193,14 @@ impl<'a> Checkpoint<'a> {
             .try_for_each(|participant| participant.switch(&state))
             .and_then(|()| participants.iter_mut().try_for_each(|participant| participant.seal()));
         let published = sealed.and_then(|()| self.draft.take().map_or(Ok(()), Draft::publish));
+        let published = match published {
+            // Somebody was faster: a disk that waited too long ended it, or committed it.
+            Err(error @ Error::NotFound { .. }) => {
+                let committed = chain::decide(&*self.vfs, self.names.folder(), &state.link());
+                committed.and_then(|committed| if committed { Ok(()) } else { Err(error) })
+            }
+            published => published,
+        };
         if let Err(error) = published {
             let cause = error.to_string();
             self.participants.iter_mut().for_each(|participant| participant.fail(&cause));
