@@ -71,6 +71,11 @@ fn read(path: &Path) -> Vec<u8> {
     content
 }
 
+/// Says a line in one write, so that a kill leaves all of it or nothing.
+fn say(line: &str) {
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
+}
+
 /// The process that is killed: it merges, and each step waits for the guest's next flush.
 #[test]
 #[ignore = "run by the other test"]
@@ -86,7 +91,7 @@ fn worker() {
                 disk.write_at(&filled(value), (sector_of(value) * SECTOR) as u64).unwrap();
                 if value % WRITES == 0 {
                     disk.flush().unwrap();
-                    writeln!(std::io::stderr(), "flushed {value}").unwrap();
+                    say(&format!("flushed {value}\n"));
                     if flushed.send(()).is_err() {
                         return;
                     }
@@ -101,7 +106,7 @@ fn worker() {
         .unwrap();
     });
     disk.close().unwrap();
-    writeln!(std::io::stderr(), "merged").unwrap();
+    say("merged\n");
 }
 
 /// What the guest says on standard error until it ends, or is killed after some flushes: its last flushed value, and whether it merged.
@@ -116,8 +121,13 @@ fn run(folder: &Path, first: u64, kill_after: u64) -> (Option<u64>, bool) {
         .unwrap();
     let (mut flushed, mut merged, mut flushes) = (None, false, 0);
     let mut said = String::new();
-    for line in BufReader::new(child.stderr.take().unwrap()).lines() {
-        let line = line.unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap());
+    loop {
+        let mut line = String::new();
+        lines.read_line(&mut line).unwrap();
+        said.push_str(&line);
+        // One without an end was not said to the end.
+        let Some(line) = line.strip_suffix('\n') else { break };
         if let Some(value) = line.strip_prefix("flushed ") {
             flushed = Some(value.parse().unwrap());
             flushes += 1;
@@ -126,8 +136,6 @@ fn run(folder: &Path, first: u64, kill_after: u64) -> (Option<u64>, bool) {
             }
         }
         merged |= line == "merged";
-        said.push_str(&line);
-        said.push('\n');
     }
     let status = child.wait().unwrap();
     assert!(flushes >= kill_after || (merged && status.success()), "{status}: {said}");
