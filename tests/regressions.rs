@@ -33,7 +33,7 @@ mod strict_vhd;
 mod vhd_structures;
 
 use cowvhd::check::{Code, Consent, check, repair};
-use cowvhd::sim::SimVfs;
+use cowvhd::sim::{Rng, SimVfs};
 use cowvhd::vfs::{Access, Vfs};
 use cowvhd::vhd::{DynamicHeader, HeaderCookie};
 use cowvhd::{CreateOptions, ErrorKind, OpenOptions};
@@ -265,4 +265,30 @@ fn a_repair_of_what_the_journal_says_lasts() {
         repaired += u32::from(first.changes() && first.is_sound());
     }
     assert!(repaired > 3, "{repaired}");
+}
+
+/// Superblocks of a temporary journal that claimed a seal: the first open finished that seal, and said that the image was sealed; the next
+/// one opened it.
+#[test]
+fn a_temporary_journal_carries_no_seal() {
+    let (_, image) = &bases::small_images()[1];
+    let vfs = guest::file_of(image).crash_now().pick(&mut Rng::new(1)).unwrap().to_vfs(2);
+    let disk = options_of(&vfs).open(Path::new(PATH)).unwrap();
+    disk.write_at(&[9; 4096], 0).unwrap();
+    disk.flush().unwrap();
+    drop(disk);
+    let head = u64::from_be_bytes(vfs.content(Path::new(PATH)).unwrap()[520..528].try_into().unwrap());
+    for at in [head + 4096, head + 8192] {
+        let mut page = vfs.content(Path::new(PATH)).unwrap()[at as usize..][..4096].to_vec();
+        page[176..192].fill(1);
+        let crc = crc32fast::hash(&page[..4092]);
+        page[4092..].copy_from_slice(&crc.to_be_bytes());
+        vfs.corrupt(Path::new(PATH), at, &page);
+    }
+    let before = vfs.content_hash(Path::new(PATH));
+    for _ in 0..2 {
+        let error = options_of(&vfs).open(Path::new(PATH)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        assert_eq!(vfs.content_hash(Path::new(PATH)), before);
+    }
 }

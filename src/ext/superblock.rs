@@ -261,6 +261,27 @@ impl Superblock {
         if lineage_flags & !LINEAGE_FLAG_DELETING != 0 {
             return Err(newer("lineage: flags", 576, format!("{lineage_flags:#x}"), "only bit 0"));
         }
+        let lineage = Lineage {
+            seal_id: SealId(raw.seal_id),
+            child_id: UniqueId::from_bytes(raw.child_id),
+            parent_seal: SealId(raw.parent_seal),
+            parent_id: UniqueId::from_bytes(raw.parent_id),
+            state_digest: raw.state_digest,
+            manifest: Name(raw.manifest),
+            snapshot: Name(raw.snapshot),
+            leaf_name: Name(raw.leaf_name),
+            deleting: lineage_flags & LINEAGE_FLAG_DELETING != 0,
+            fixed_parent: FixedParent {
+                file_bytes: raw.parent_file_bytes.get(),
+                modified: FileTime {
+                    seconds: raw.parent_modified_seconds.get(),
+                    nanoseconds: raw.parent_modified_nanoseconds.get(),
+                },
+            },
+        };
+        if raw.incompatible.get() & feature::TEMPORARY != 0 && lineage != Lineage::default() {
+            return Err(wrong("lineage", 176, "one that is set".into(), "zeros in a temporary journal"));
+        }
         Ok(Superblock {
             sequence: raw.sequence.get(),
             disk_id: UniqueId::from_bytes(raw.disk_id),
@@ -287,24 +308,7 @@ impl Superblock {
                     nanoseconds: raw.modified_nanoseconds.get(),
                 },
             },
-            lineage: Lineage {
-                seal_id: SealId(raw.seal_id),
-                child_id: UniqueId::from_bytes(raw.child_id),
-                parent_seal: SealId(raw.parent_seal),
-                parent_id: UniqueId::from_bytes(raw.parent_id),
-                state_digest: raw.state_digest,
-                manifest: Name(raw.manifest),
-                snapshot: Name(raw.snapshot),
-                leaf_name: Name(raw.leaf_name),
-                deleting: lineage_flags & LINEAGE_FLAG_DELETING != 0,
-                fixed_parent: FixedParent {
-                    file_bytes: raw.parent_file_bytes.get(),
-                    modified: FileTime {
-                        seconds: raw.parent_modified_seconds.get(),
-                        nanoseconds: raw.parent_modified_nanoseconds.get(),
-                    },
-                },
-            },
+            lineage,
             data_crcs: match raw.compatible.get() & feature::DATA_CRCS {
                 // Who does not know the feature has written since.
                 0 => DataCrcs::default(),
@@ -524,6 +528,15 @@ mod tests {
             assert_eq!(Superblock::parse(&sample.to_bytes()), Ok(read));
             assert_eq!(read, sample);
         }
+    }
+
+    #[test]
+    fn a_temporary_journal_has_no_lineage() {
+        let temporary = Superblock { incompatible: feature::TEMPORARY, ..sample() };
+        assert_eq!(Superblock::parse(&temporary.to_bytes()), Ok(temporary));
+        let bytes = Superblock { incompatible: feature::TEMPORARY, ..sealed() }.to_bytes();
+        let Err(SuperblockError::Invalid(error)) = Superblock::parse(&bytes) else { panic!("it is read") };
+        assert_eq!((error.field, error.offset), ("lineage", 176));
     }
 
     /// The golden vector of FORMAT.md.
