@@ -10,6 +10,7 @@ mod support;
 use cowvhd::sim::{Bounds, Fault, FaultPlan, FileSystem, SimVfs};
 use cowvhd::snapshot::{self, SnapshotName};
 use cowvhd::{CreateOptions, ErrorKind, OpenOptions};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use support::{KINDS, LEAF, Story, cut_anywhere, judge, kill_anywhere};
@@ -174,5 +175,55 @@ fn a_revert_is_whole_or_not_at_all() {
             });
         }
         assert!(old > 0 && new > 0, "{old} states before, {new} after");
+    }
+}
+
+/// A clone, cut anywhere, is there whole or not at all; where it is, its snapshot knows, so that it is not deleted under it.
+#[test]
+fn a_clone_is_whole_or_not_at_all_and_its_snapshot_knows_it() {
+    let (snapshot_path, clone) = (Path::new("/vm@s1.vhd"), Path::new("/clone.vhd"));
+    for kind in KINDS {
+        let mut story = Story::new(5, kind);
+        story.write_some(4);
+        story.snapshot("s1", 0);
+        let then = story.content();
+        story.write_some(3);
+        let now = story.content();
+        story.close();
+        let options = |vfs: &SimVfs| OpenOptions::new().vfs(Arc::new(vfs.clone()));
+        story.vfs.record(true);
+        snapshot::clone_to(&options(&story.vfs), snapshot_path, clone).unwrap();
+        let returned = story.vfs.tick();
+        let mut points = story.vfs.take_crash_points();
+        points.push(story.vfs.crash_now());
+        let (mut without, mut with) = (0, 0);
+        for point in &points {
+            point.for_each_state(1, &Bounds::sample(bound(12)), |state| {
+                let vfs = state.to_vfs(2);
+                let shows = |path: &Path, expected: &[u8]| {
+                    let disk = options(&vfs).open(path).unwrap();
+                    let mut content = vec![0xee; expected.len()];
+                    disk.read_at(&mut content, 0).unwrap();
+                    assert!(content == expected, "{}: {}", path.display(), state.fates());
+                    disk.close().unwrap();
+                };
+                if state.has(clone) {
+                    with += 1;
+                } else {
+                    assert!(point.clock() < returned, "the clone is gone: {}", state.fates());
+                    without += 1;
+                    snapshot::clone_to(&options(&vfs), snapshot_path, clone).unwrap();
+                }
+                shows(clone, &then);
+                let name = SnapshotName::new("s1").unwrap();
+                let go_on = &mut |_| ControlFlow::Continue(());
+                let error = snapshot::delete(&options(&vfs), Path::new(LEAF), &name, go_on).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+                shows(clone, &then);
+                shows(Path::new(LEAF), &now);
+                true
+            });
+        }
+        assert!(without > 0 && with > 0, "{without} states without the clone, {with} with it");
     }
 }
