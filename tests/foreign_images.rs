@@ -8,12 +8,16 @@ mod qemu;
 #[path = "support/strict_vhd.rs"]
 mod strict_vhd;
 
+use cowvhd::convert::ConvertOptions;
+use cowvhd::vfs::HostVfs;
 use cowvhd::vhd::{DiskType, DynamicHeader, Footer, Timestamp, UniqueId, bat_bytes, bitmap, bitmap_bytes};
-use cowvhd::{Disk, ErrorKind, ExtentKind, OpenOptions};
+use cowvhd::{Disk, ErrorKind, ExtentKind, OpenOptions, upgrade};
 use qemu::qemu_img;
 use std::fs;
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 use strict_vhd::{Guest, StrictVhd};
 
 const MIB: u64 = 1 << 20;
@@ -191,6 +195,47 @@ fn many_blocks_without_gaps_do_not_seem_to_overlap() {
     let mut buf = [1; 512];
     disk.read_at(&mut buf, layout.size - 512).unwrap();
     assert_eq!(buf, [0; 512]);
+}
+
+/// The footer says where the dynamic header stands: behind the blocks, too. Such an image is read; for writing there is a copy.
+#[test]
+fn a_header_that_stands_elsewhere_is_found_and_the_image_not_written_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let [path, copy] = ["disk.vhd", "copy.vhd"].map(|name| dir.path().join(name));
+    let layout = Layout {
+        size: 3 * 4096 - 512,
+        block_bytes: 4096,
+        table_at: 1536,
+        blocks: vec![Some(8192), None, Some(2048)],
+        footer_bytes: 0,
+    };
+    layout.build(&path, |number, bits, data| {
+        bits.fill(0xff);
+        data.fill(number as u8 + 1);
+    });
+    let mut bytes = fs::read(&path).unwrap();
+    let header = bytes[512..1536].to_vec();
+    bytes[512..1536].fill(0);
+    let footer = Footer { data_offset: bytes.len() as u64, ..layout.footer() }.to_bytes();
+    bytes[..512].copy_from_slice(&footer);
+    bytes.extend(header);
+    bytes.extend(footer);
+    fs::write(&path, &bytes).unwrap();
+
+    let mut expected = vec![0; layout.size as usize];
+    expected[..4096].fill(1);
+    expected[8192..].fill(3);
+    assert!(content(&open(&path)) == expected);
+    let error = OpenOptions::new().open(&path).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().contains("offset 12800") && error.to_string().contains("convert"), "{error}");
+    assert_eq!(upgrade(Arc::new(HostVfs), &path).unwrap_err().kind(), ErrorKind::Unsupported);
+    assert!(fs::read(&path).unwrap() == bytes);
+    ConvertOptions::new().run(&path, &copy, &mut |_| ControlFlow::Continue(())).unwrap();
+    let disk = OpenOptions::new().open(&copy).unwrap();
+    assert!(content(&disk) == expected);
+    disk.write_at(&[9; 512], 4096).unwrap();
+    disk.close().unwrap();
 }
 
 #[test]

@@ -351,7 +351,7 @@ impl Opening {
         if header_at != HEADER_OFFSET {
             let what = format!(
                 "its dynamic header is at offset {header_at}; this version writes only to images that have it at 512: \
-                 open it read-only"
+                 open it read-only, or write to a copy (`cowvhd convert`)"
             );
             return Err(Error::Unsupported { path: self.path.clone(), what });
         }
