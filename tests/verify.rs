@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use cowvhd::check::{Code, Coverage, Report, Verified, check, verify};
-use cowvhd::snapshot::SnapshotName;
+use cowvhd::snapshot::{Checkpoint, SnapshotName};
 use cowvhd::vfs::HostVfs;
 use cowvhd::{CreateOptions, ErrorKind, OpenOptions};
 use std::fs;
@@ -281,4 +281,30 @@ fn verifying_ends_when_it_is_told_to() {
             .kind(),
         ErrorKind::Io
     );
+}
+
+/// A VM state that belongs to a snapshot is compared with its digests: each of its blobs, and the manifest.
+#[test]
+fn the_state_of_a_vm_is_verified_too() {
+    let bench = Bench::new();
+    let saved = bench.path("saved");
+    fs::write(&saved, pattern(100_000, 5)).unwrap();
+    let disk = OpenOptions::new().open(&bench.path("vm.vhd")).unwrap();
+    let checkpoint = Checkpoint::begin(&[&disk], &SnapshotName::new("third").unwrap()).unwrap();
+    checkpoint.blob_from("ram", &saved).unwrap();
+    checkpoint.blob_from("device", &saved).unwrap();
+    checkpoint.commit().unwrap();
+    disk.close().unwrap();
+    let layer = |bench: &Bench| bench.verify(true).chain().layers()[1].clone();
+    assert_eq!(codes(&layer(&bench)), []);
+    bench.write("vm@third+ram.vmstate", &[0xee], 70_000);
+    let report = layer(&bench);
+    assert_eq!((codes(&report), report.count(Code::StateDamaged)), (vec![Code::StateDamaged], 1));
+    assert!(report.findings()[0].what.contains("vm@third+ram.vmstate"), "{report:?}");
+    fs::remove_file(bench.path("vm@third+device.vmstate")).unwrap();
+    assert_eq!(codes(&layer(&bench)), [Code::StateDamaged]);
+    bench.write("vm@third.vmstate", &[0xee], 30);
+    let report = layer(&bench);
+    assert_eq!(codes(&report), [Code::StateDamaged]);
+    assert!(report.findings()[0].what.contains("vm@third.vmstate"), "{report:?}");
 }
