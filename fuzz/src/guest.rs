@@ -164,6 +164,8 @@ pub fn exercise(vfs: SimVfs, script: &[u8]) {
                 let repaired =
                     repair(&vfs, if before[0].unwrap_or(0) & 1 == 0 { Consent::All } else { Consent::Safe });
                 let opens = options(&vfs).read_only(true).open(Path::new(PATH)).is_ok();
+                // Its type may have come to light only now.
+                let has_parent = checked(&vfs).1;
                 assert!(opens || !repaired || has_parent, "it was repaired, and does not open");
             }
             return;
