@@ -64,7 +64,7 @@ const KNOWN: &[(Defect, &str)] = &[
     (Defect::DiscardShowsParent, "child:4"),
     (Defect::BitmapWithoutImage, "child-busy:5"),
     (Defect::MergeForgetsShortLayers, "12"),
-    (Defect::MergeLetsBlocksGo, "26"),
+    (Defect::MergeLetsBlocksGo, "55"),
 ];
 
 fn known(defect: Defect) -> Option<&'static str> {
