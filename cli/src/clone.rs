@@ -2,7 +2,7 @@
 
 use crate::failure::Failure;
 use crate::output;
-use cowvhd::OpenOptions;
+use crate::parents::Folders;
 use cowvhd::snapshot::clone_to;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -22,9 +22,8 @@ pub(crate) struct Clone {
     /// Prints one JSON object.
     #[arg(long)]
     json: bool,
-    /// A folder in which the snapshot's parents may lie, besides its own; may be given several times.
-    #[arg(long, value_name = "FOLDER")]
-    allow_parents_in: Vec<PathBuf>,
+    #[command(flatten)]
+    folders: Folders,
 }
 
 /// The JSON object; docs/tool.md describes it.
@@ -38,11 +37,7 @@ struct Report {
 
 impl Clone {
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        let options = self
-            .allow_parents_in
-            .iter()
-            .fold(OpenOptions::new(), |options, folder| options.allow_parents_in(folder));
-        clone_to(&options, &self.snapshot, &self.file)?;
+        clone_to(&self.folders.options(), &self.snapshot, &self.file)?;
         let (of_snapshot, of_clone) = (folder(&self.snapshot), folder(&self.file));
         if of_snapshot.zip(of_clone).is_some_and(|(snapshot, clone)| !snapshot.starts_with(clone)) {
             output::say(format_args!(

@@ -2,7 +2,7 @@
 
 use crate::failure::Failure;
 use crate::long_work::Steps;
-use cowvhd::OpenOptions;
+use crate::parents::Folders;
 use cowvhd::snapshot::{rebase, relink};
 use std::path::PathBuf;
 
@@ -20,17 +20,15 @@ pub(crate) struct Rebase {
     /// The parent is the one that the disk has, and has moved here.
     #[arg(long)]
     relink: bool,
-    /// A folder in which parents may lie, too, and below it; may be given several times.
-    #[arg(long, value_name = "FOLDER")]
-    allow_parents_in: Vec<PathBuf>,
+    #[command(flatten)]
+    folders: Folders,
     #[command(flatten)]
     steps: Steps,
 }
 
 impl Rebase {
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        let allow = |options: OpenOptions, folder: &PathBuf| options.allow_parents_in(folder);
-        let options = self.allow_parents_in.iter().fold(OpenOptions::new(), allow);
+        let options = self.folders.options();
         if self.relink {
             return Ok(relink(&options, &self.file, &self.parent)?);
         }

@@ -2,8 +2,8 @@
 
 use crate::failure::Failure;
 use crate::output;
+use crate::parents::Folders;
 use crate::size::Human;
-use cowvhd::OpenOptions;
 use cowvhd::snapshot::{LayerState, TreeLayer, tree};
 use cowvhd::vhd::{DiskType, Timestamp};
 use serde::Serialize;
@@ -23,9 +23,8 @@ pub(crate) struct Tree {
     /// Prints one JSON object.
     #[arg(long)]
     json: bool,
-    /// A folder in which layers may lie, too, and below it; may be given several times.
-    #[arg(long, value_name = "FOLDER")]
-    allow_parents_in: Vec<PathBuf>,
+    #[command(flatten)]
+    folders: Folders,
 }
 
 /// The JSON object; docs/tool.md describes it.
@@ -57,11 +56,7 @@ struct Layer {
 
 impl Tree {
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        let options = self
-            .allow_parents_in
-            .iter()
-            .fold(OpenOptions::new(), |options, folder| options.allow_parents_in(folder));
-        let layers = tree(&options, &self.file)?;
+        let layers = tree(&self.folders.options(), &self.file)?;
         if !self.json {
             let folder = self.file.parent().unwrap_or(Path::new(""));
             return output::print(&table(&Graph::new(&layers).lines(), &layers, folder));

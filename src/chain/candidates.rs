@@ -157,16 +157,6 @@ mod tests {
             Ok(())
         }
 
-        fn resolve_block(
-            &self,
-            _range: Range<u64>,
-            _: u64,
-            _: u32,
-            _visit: &mut dyn FnMut(Range<u64>, Found),
-        ) -> Result<()> {
-            unreachable!()
-        }
-
         fn read_file(&self, _at: u64, _buf: &mut [u8]) -> Result<()> {
             unreachable!()
         }

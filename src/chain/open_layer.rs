@@ -60,16 +60,6 @@ impl Source for Layer {
         Ok(())
     }
 
-    fn resolve_block(
-        &self,
-        range: Range<u64>,
-        _: u64,
-        _: u32,
-        visit: &mut dyn FnMut(Range<u64>, Found),
-    ) -> Result<()> {
-        self.resolve(range, visit)
-    }
-
     fn read_file(&self, at: u64, buf: &mut [u8]) -> Result<()> {
         Layer::read_file(self, at, buf)
     }

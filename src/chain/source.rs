@@ -26,14 +26,17 @@ pub(crate) trait Source: Send + Sync + fmt::Debug {
     fn blocks(&self, blocks: Range<u64>, block_bytes: u64, visit: &mut dyn FnMut(u64, u32)) -> Result<()>;
 
     /// The same as [`Source::resolve`] for a range within one of the blocks of `block_bytes` that [`Source::blocks`] named, with
-    /// `entry`.
+    /// `entry`: for layers that find it sooner that way.
     fn resolve_block(
         &self,
         range: Range<u64>,
         block_bytes: u64,
         entry: u32,
         visit: &mut dyn FnMut(Range<u64>, Found),
-    ) -> Result<()>;
+    ) -> Result<()> {
+        let _ = (block_bytes, entry);
+        self.resolve(range, visit)
+    }
 
     /// The image file that it is, where it is no more than that.
     fn as_parent(&self) -> Option<&ParentImage> {

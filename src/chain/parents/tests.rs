@@ -42,16 +42,6 @@ impl Source for Root {
         Ok(())
     }
 
-    fn resolve_block(
-        &self,
-        range: Range<u64>,
-        _: u64,
-        _: u32,
-        visit: &mut dyn FnMut(Range<u64>, Found),
-    ) -> Result<()> {
-        self.resolve(range, visit)
-    }
-
     fn read_file(&self, _at: u64, buf: &mut [u8]) -> Result<()> {
         buf.fill(self.value);
         Ok(())
