@@ -87,6 +87,8 @@ defects! {
     CloseWithoutSync,
     /// Closing an image made elsewhere turns the cookie back before the block table that other programs read is durable.
     LeaveBeforeTable,
+    /// A temporary journal is written before it is durable that the file was cut in front of the one before.
+    JournalOverLeftover,
     /// The dirty cookie names a temporary journal that is not durable yet.
     MarkBeforeJournal,
     /// Of the first page of an image made elsewhere only footer and header come back.

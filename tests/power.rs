@@ -55,6 +55,7 @@ const KNOWN: &[(Defect, &str)] = &[
     (Defect::CloseCookieFirst, "wide-busy:3"),
     (Defect::CloseWithoutSync, "wide-busy:3"),
     (Defect::LeaveBeforeTable, "packed:8"),
+    (Defect::JournalOverLeftover, "packed-busy:45"),
     (Defect::MarkBeforeJournal, "packed:8"),
     (Defect::FirstPageNotKept, "packed-faulty:10"),
     (Defect::UpgradeWithoutSync, "packed:8"),

@@ -8,7 +8,7 @@
 //! the close, from what the temporary journal alone determines, as often as a crash asks for it. The file keeps its length from
 //! the first step to the last, so the journal is found from the end of the file when the start is lost.
 //!
-//! Open: the journal, all of it, with a footer that ends the file · sync · dirty cookie with its place · free space punched · sync.
+//! Open: sync · the journal, all of it, with a footer that ends the file · sync · dirty cookie with its place · free space punched · sync.
 //! Close: superblock clean · the BAT's pages and page 0, still dirty · sync · normal cookie · footer behind the last block · sync ·
 //! the file is cut.
 
@@ -130,6 +130,11 @@ impl Opening {
             lineage: Lineage::default(),
             data_crcs: DataCrcs::default(),
         };
+        // The cut that ended the last session may wait for a sync yet: without it the old journal would come back where parts of the
+        // new one are lost.
+        if !defect::active(Defect::JournalOverLeftover) {
+            self.sync()?;
+        }
         let written = self.write_journal(&place, &temporary, &superblock, &table, &locators);
         let written = written.and_then(|()| match defect::active(Defect::MarkBeforeJournal) {
             true => Ok(()),
