@@ -375,7 +375,7 @@ fn nothing_outside_the_folder_is_a_parent_however_it_is_named() {
     Image::root(2, 0x5e).write(&secret);
     std::os::unix::fs::symlink(&secret, place.inside("link.vhd")).unwrap();
     std::os::unix::fs::symlink(place.dir.path(), place.inside("folder")).unwrap();
-    let outside = "is outside the folders allowed for parents; allow its folder if you trust the image";
+    let outside = "is outside the folders allowed for layers; allow its folder if you trust the image";
     let url = |path: &Path| format!("file://{}", path.display()).into_bytes();
     let absolute = secret.to_str().unwrap();
     let up = "../".repeat(40);
