@@ -9,10 +9,12 @@ mod chain_ops;
 
 use chain_ops::{Chain, create, must_hold, options, read};
 use cowvhd::ErrorKind;
-use cowvhd::sim::{Bounds, Fault, FaultPlan};
-use cowvhd::snapshot::{SnapshotName, delete, delete_running};
+use cowvhd::sim::{Bounds, Fault, FaultPlan, SimVfs};
+use cowvhd::snapshot::{SnapshotName, clone_to, delete, delete_running};
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 #[test]
 fn deleting_changes_what_nobody_sees_at_every_step() {
@@ -57,6 +59,92 @@ fn what_others_need_stays() {
     let none = SnapshotName::new("none").unwrap();
     let error = cowvhd::snapshot::delete(&options(&vfs), disk, &none, &mut |_| ControlFlow::Continue(()));
     assert_eq!(error.unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+/// Runs `outer`, and `inner` in the middle of its operation `step`; whether it has so many.
+fn in_the_middle(
+    vfs: &SimVfs,
+    step: u64,
+    inner: impl FnOnce() + Send + 'static,
+    outer: impl FnOnce(),
+) -> bool {
+    let (operations, inner) = (AtomicU64::new(0), Arc::new(Mutex::new(Some(inner))));
+    let waits = Arc::clone(&inner);
+    vfs.set_hook(Some(Box::new(move |_| {
+        if operations.fetch_add(1, Ordering::SeqCst) == step {
+            let inner = inner.lock().unwrap().take();
+            inner.into_iter().for_each(|inner| inner());
+        }
+    })));
+    outer();
+    vfs.set_hook(None);
+    waits.lock().unwrap().is_none()
+}
+
+/// Somebody clones a snapshot in the middle of its deletion, or deletes it in the middle of the cloning: one of the two is refused.
+#[test]
+fn a_clone_beside_a_deletion_keeps_its_parent() {
+    let (disk, snapshot, clone) = (Path::new("/vm.vhd"), Path::new("/vm@1.vhd"), Path::new("/clones/a.vhd"));
+    let mut refused = [0; 2];
+    for cloning_is_inside in [true, false] {
+        for step in 0.. {
+            let Chain { vfs, content, .. } = five_layers();
+            let shown = read(&options(&vfs).read_only(true), snapshot).unwrap();
+            let options = options(&vfs).allow_parents_in(Path::new("/"));
+            let (deleting, cloning) = (options.clone(), options.clone());
+            let delete =
+                move || drop(delete(&deleting, disk, &name("1"), &mut |_| ControlFlow::Continue(())));
+            let make_clone = move || drop(clone_to(&cloning, snapshot, clone));
+            let goes_on = match cloning_is_inside {
+                true => in_the_middle(&vfs, step, make_clone, delete),
+                false => in_the_middle(&vfs, step, delete, make_clone),
+            };
+            let there = [snapshot, clone].map(|path| vfs.content(path).is_some());
+            if there[1] {
+                must_hold(&options.clone().read_only(true), clone, &shown)
+                    .unwrap_or_else(|error| panic!("step {step}, inside {cloning_is_inside}: {error}"));
+            }
+            must_hold(&options, disk, &content).unwrap();
+            refused[usize::from(there[0])] += 1;
+            if !goes_on {
+                break;
+            }
+        }
+    }
+    assert!(refused.iter().all(|&refused| refused > 10), "{refused:?}");
+}
+
+/// Somebody starts to read a snapshot in the middle of its deletion. If it stays for that, the layer beneath it does, too.
+#[test]
+fn a_snapshot_that_stays_keeps_its_parent() {
+    let (disk, snapshot) = (Path::new("/vm.vhd"), Path::new("/vm@1.vhd"));
+    let mut stayed = 0;
+    for step in 0.. {
+        let Chain { vfs, content, .. } = five_layers();
+        let reading = options(&vfs).read_only(true);
+        let shown = read(&reading, snapshot).unwrap();
+        let delete = |number| {
+            delete(&options(&vfs), disk, &name(number), &mut |_| ControlFlow::Continue(())).map(drop)
+        };
+        let reader = Arc::new(Mutex::new(None));
+        let (opened, options_of_reader) = (Arc::clone(&reader), reading.clone());
+        let open = move || *opened.lock().unwrap() = options_of_reader.open(snapshot).ok();
+        let mut deleted = Ok(());
+        let goes_on = in_the_middle(&vfs, step, open, || deleted = delete("1"));
+        drop(reader.lock().unwrap().take());
+        if let Err(error) = deleted {
+            assert_eq!(error.kind(), ErrorKind::InUse, "step {step}: {error}");
+            stayed += 1;
+            let _ = delete("0");
+            must_hold(&reading, snapshot, &shown).unwrap_or_else(|error| panic!("step {step}: {error}"));
+            delete("1").unwrap();
+        }
+        must_hold(&options(&vfs), disk, &content).unwrap();
+        if !goes_on {
+            break;
+        }
+    }
+    assert!(stayed > 10, "{stayed}");
 }
 
 fn name(name: &str) -> SnapshotName {

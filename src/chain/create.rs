@@ -42,9 +42,8 @@ pub(crate) fn create_child(
     };
     let image = NewImage::new(&**vfs, path, &parameters)?;
     if registered && parent_is_sealed {
-        let file = registry::open_for_registry(&**vfs, parent, parent_id)?;
         let child = registry::child(image.unique_id(), folder(parent), path);
-        Children::of(&*file, parent)?.add(child)?;
+        registry::add_child(&**vfs, parent, parent_id, child)?;
     }
     image.publish()
 }
@@ -135,8 +134,8 @@ pub(crate) fn register(vfs: &dyn Vfs, child_id: UniqueId, child: &Path, parent: 
     if !parent.seal_id().is_some() {
         return Ok(());
     }
-    let file = registry::open_for_registry(vfs, parent.path(), parent.unique_id())?;
-    Children::of(&*file, parent.path())?.add(registry::child(child_id, folder(parent.path()), child))
+    let child = registry::child(child_id, folder(parent.path()), child);
+    registry::add_child(vfs, parent.path(), parent.unique_id(), child)
 }
 
 /// Takes the image `child_id` out of the registry of a former parent.

@@ -190,6 +190,19 @@ pub(crate) fn open_for_registry(vfs: &dyn Vfs, path: &Path, disk_id: UniqueId) -
     Ok(file)
 }
 
+/// Notes a child in the sealed image `disk_id` at `path`; durable on return. Whoever takes an image away holds it alone, so that it
+/// is there and has the child, or is gone and has got none.
+pub(crate) fn add_child(vfs: &dyn Vfs, path: &Path, disk_id: UniqueId, child: Child) -> Result<()> {
+    let file = open_for_registry(vfs, path, disk_id)?;
+    layer::lock(&*file, path, Access::ReadOnly)?;
+    let io = |error| Error::io(path, "opening the image to note a child in it", error);
+    if vfs.identity(path).map_err(io)? != file.identity().map_err(io)? {
+        let what = "another file took its name meanwhile: try again".into();
+        return Err(Error::Unsupported { path: path.to_path_buf(), what });
+    }
+    Children::of(&*file, path)?.add(child)
+}
+
 /// What is registered of a child: its id, and its path from its parent's folder.
 pub(crate) fn child(id: UniqueId, parent_folder: &Path, path: &Path) -> Child {
     let relative = super::locate::relative_path(parent_folder, path).unwrap_or_else(|| PathBuf::from(path));

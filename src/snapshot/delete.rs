@@ -1,9 +1,9 @@
 //! Deleting a snapshot: what it holds moves up into the one layer over it, so that nothing that anybody sees changes; then its file goes.
 //!
 //! Order, each step durable before the next: the copies · the layer beneath registers the child · the child names it · the snapshot's
-//! registry loses the child · the registry of the layer beneath loses the snapshot · the VM state that was saved with it is removed,
-//! if it is no other disk's · the file is unlinked. Cut anywhere, the same call does the rest: copies that are there are not made again,
-//! and a snapshot that no child names any more is only removed.
+//! registry loses the child · the snapshot is locked, so that it gets no reader and no child any more · the registry of the layer beneath
+//! loses the snapshot · the VM state that was saved with it is removed, if it is no other disk's · the file is unlinked. Cut anywhere, the
+//! same call does the rest: copies that are there are not made again, and a snapshot that no child names any more is only removed.
 
 use super::merge::{merge_image, merge_into_leaf, merge_layer};
 use super::point::{Lineage, snapshot_path};
@@ -11,7 +11,7 @@ use crate::chain::{self, Children, Leaf, ParentImage, SnapshotName};
 use crate::convert::Progress;
 use crate::disk::{Disk, OpenOptions, Origin};
 use crate::error::{Error, Result};
-use crate::ext::Child;
+use crate::ext::{self, Child};
 use crate::layer::{self, Headers};
 use crate::state::{Digest, ManifestDisk, StateNames, read_manifest};
 use crate::vfs::{Access, File, Vfs};
@@ -167,10 +167,10 @@ fn child_in_chain(
     }))
 }
 
-/// The children that a snapshot has, by its registry, but for those that name another parent by now.
-fn children(vfs: &dyn Vfs, snapshot: &ParentImage) -> Result<Vec<Child>> {
-    let registered = Children::of(snapshot.file(), snapshot.path())?.read()?;
-    let folder = snapshot.path().parent().unwrap_or(Path::new(""));
+/// The children that the snapshot `id` at `path` has, by its registry, but for those that name another parent by now.
+fn children(vfs: &dyn Vfs, file: &dyn File, path: &Path, id: UniqueId) -> Result<Vec<Child>> {
+    let registered = Children::of(file, path)?.read()?;
+    let folder = path.parent().unwrap_or(Path::new(""));
     let is_child = |child: &Child| {
         let path = folder.join(OsStr::from_bytes(&child.path));
         let Ok(file) = vfs.open(&path, Access::ReadOnly) else { return true };
@@ -178,7 +178,7 @@ fn children(vfs: &dyn Vfs, snapshot: &ParentImage) -> Result<Vec<Child>> {
             return true;
         };
         // One that is found and is another disk says nothing of the child.
-        decision.footer.unique_id != child.id || decision.header.parent_unique_id == snapshot.unique_id()
+        decision.footer.unique_id != child.id || decision.header.parent_unique_id == id
     };
     Ok(registered.into_iter().filter(is_child).collect())
 }
@@ -201,7 +201,8 @@ fn refuse_unsealed(snapshot: &ParentImage) -> Result<()> {
 
 /// Fails where a snapshot has other children than `above`.
 fn refuse_others(vfs: &dyn Vfs, snapshot: &ParentImage, above: Option<UniqueId>) -> Result<()> {
-    let others = children(vfs, snapshot)?.into_iter().filter(|child| Some(child.id) != above);
+    let children = children(vfs, snapshot.file(), snapshot.path(), snapshot.unique_id())?;
+    let others = children.into_iter().filter(|child| Some(child.id) != above);
     refuse_children(snapshot.path(), others.collect())
 }
 
@@ -217,36 +218,33 @@ fn refuse_children(path: &Path, children: Vec<Child>) -> Result<()> {
 
 /// Removes the file of a snapshot that no child names any more.
 fn remove(vfs: &dyn Vfs, path: &Path, id: UniqueId, beneath: Option<&ParentImage>) -> Result<()> {
-    let file =
-        vfs.open(path, Access::ReadOnly).map_err(|error| Error::io(path, "opening the snapshot", error))?;
-    let snapshot = ParentImage::open(Arc::clone(&file), path)?;
-    refuse_children(path, children(vfs, &snapshot)?)?;
+    // From before the last look at its children to the end: nobody makes another one, and nobody starts to read it, who would miss it
+    // later. Until it is sure that it goes, the layer beneath knows of it.
+    let file = alone(vfs, path)?;
+    refuse_children(path, children(vfs, &*file, path, id)?)?;
     if let Some(beneath) = beneath {
         chain::unregister(vfs, id, beneath)?;
     }
-    remove_state(vfs, &snapshot)?;
-    // Whoever reads it now would miss it later.
-    drop((snapshot, file));
-    let _file = alone(vfs, path)?;
+    let superblock = Headers::read(&*file, path)?.decide(path)?.superblock;
+    remove_state(vfs, path, id, &superblock.map(|(superblock, _)| superblock.lineage).unwrap_or_default())?;
     vfs.remove(path).map_err(|error| Error::io(path, "removing the snapshot", error))?;
     let folder = path.parent().unwrap_or(Path::new(""));
     vfs.sync_dir(folder).map_err(|error| Error::io(path, "making the removal durable", error))
 }
 
 /// Removes the VM state that was saved with a snapshot, unless that of another disk of the VM is still there.
-fn remove_state(vfs: &dyn Vfs, snapshot: &ParentImage) -> Result<()> {
-    let lineage = snapshot.lineage().unwrap_or_default();
+fn remove_state(vfs: &dyn Vfs, path: &Path, id: UniqueId, lineage: &ext::Lineage) -> Result<()> {
     if lineage.manifest.as_bytes().is_empty() {
         return Ok(());
     }
-    let folder = snapshot.path().parent().unwrap_or(Path::new(""));
+    let folder = path.parent().unwrap_or(Path::new(""));
     let names = StateNames::of_manifest(folder, OsStr::from_bytes(lineage.manifest.as_bytes()))?;
     let name = SnapshotName::new(&String::from_utf8_lossy(lineage.snapshot.as_bytes()))?;
     let is_there = |disk: &ManifestDisk| {
         let leaf = Leaf::in_folder(folder, OsStr::from_bytes(&disk.file_name));
         // In the middle of its commit it may have no other name than the second.
         let names = [leaf.snapshot(&name), leaf.waiting_child(&name)];
-        disk.disk_id != snapshot.unique_id() && names.iter().any(|path| vfs.identity(path).is_ok())
+        disk.disk_id != id && names.iter().any(|path| vfs.identity(path).is_ok())
     };
     // One that is missing or damaged is of use to nobody.
     match read_manifest(vfs, &names.manifest(), Digest(lineage.state_digest)) {
