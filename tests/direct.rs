@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions, ZeroMode};
+use std::fs;
 use std::path::Path;
 use std::sync::Barrier;
 
@@ -152,9 +153,18 @@ fn a_sector_never_brings_the_old_rest_of_its_page_back() {
 #[test]
 fn the_image_is_locked_and_given_back() {
     let dir = directory();
-    let path = dir.path().join("disk.vhd");
+    let path = dir.path().canonicalize().unwrap().join("disk.vhd");
     CreateOptions::new(SIZE).create(&path).unwrap();
     let disk = open(&path);
+    // By each descriptor: a transfer of a killed process may still be under way in one when the other one is gone.
+    let descriptors = fs::read_dir("/proc/self/fd").unwrap().map(|entry| entry.unwrap());
+    let of_image: Vec<_> =
+        descriptors.filter(|entry| fs::read_link(entry.path()).is_ok_and(|found| found == path)).collect();
+    assert_eq!(of_image.len(), 2);
+    for entry in of_image {
+        let information = Path::new("/proc/self/fdinfo").join(entry.file_name());
+        assert!(fs::read_to_string(information).unwrap().contains("OFDLCK"));
+    }
     for direct in [false, true] {
         let second = OpenOptions::new().direct(direct).open(&path).unwrap_err();
         assert_eq!(second.kind(), ErrorKind::InUse, "{second}");

@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use cowvhd::sim::{Bounds, SimVfs};
-use cowvhd::{CreateOptions, Disk, Error, OpenOptions};
+use cowvhd::{CreateOptions, Disk, Error, ErrorKind, OpenOptions};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -90,6 +90,34 @@ fn either_superblock_of_a_session_may_rot() {
             true
         });
     }
+}
+
+/// Whoever replays a journal in memory keeps everybody from recovering the file, and who recovers it keeps everybody from reading it.
+#[test]
+fn nobody_recovers_an_image_that_is_being_replayed_in_memory() {
+    let vfs = image(1 << 20, 16 << 10, 128 << 10);
+    let options = OpenOptions::new().vfs(Arc::new(vfs.clone()));
+    let path = Path::new(PATH);
+    let disk = open(&vfs);
+    disk.write_at(&[7; 4096], 40 << 10).unwrap();
+    disk.flush().unwrap();
+    drop(disk);
+    let left = vfs.content_hash(path);
+    let readers = [0; 2].map(|_| options.clone().read_only(true).open(path).unwrap());
+    assert_eq!(options.open(path).unwrap_err().kind(), ErrorKind::InUse);
+    assert_eq!(vfs.content_hash(path), left);
+    let mut buf = [0; 4096];
+    for reader in readers {
+        // Also when the other one has ended.
+        assert_eq!(options.open(path).unwrap_err().kind(), ErrorKind::InUse);
+        reader.read_at(&mut buf, 40 << 10).unwrap();
+        assert_eq!(buf, [7; 4096]);
+    }
+    let disk = open(&vfs);
+    assert_eq!(options.clone().read_only(true).open(path).unwrap_err().kind(), ErrorKind::InUse);
+    disk.read_at(&mut buf, 40 << 10).unwrap();
+    assert_eq!(buf, [7; 4096]);
+    disk.close().unwrap();
 }
 
 /// Freed slots come back by themselves, whether the guest flushes or not: the file does not grow without end, and no write

@@ -172,6 +172,39 @@ fn damage_to_several_structures_at_once() {
     }
 }
 
+/// When the table is lost, the pages of blocks tell. One counts at its own offset alone, since other programs move blocks without it,
+/// and of two the one of the later allocation. What was discarded does not come back.
+#[test]
+fn pages_that_are_out_of_place_or_older_bring_nothing_back() {
+    let dir = damage::folder();
+    let path = dir.path().join("disk.vhd");
+    fill(&path, 40 * MIB);
+    let expected = content(&path);
+    let modified = fs::metadata(&path).unwrap().modified().unwrap();
+    let file = fs::File::options().read(true).write(true).open(&path).unwrap();
+    let page = |slot: u64| {
+        let mut page = vec![0; PAGE as usize];
+        file.read_exact_at(&mut page, SLOTS + slot * STRIDE).unwrap();
+        page
+    };
+    // Those of the blocks that were discarded.
+    assert!([1, 2].iter().all(|&slot| page(slot).iter().all(|&byte| byte == 0)));
+    let moved = page(3);
+    let mut older = page(4);
+    let allocation = u64::from_be_bytes(older[40..48].try_into().unwrap());
+    older[8..16].copy_from_slice(&(SLOTS + 2 * STRIDE).to_be_bytes());
+    older[40..48].copy_from_slice(&(allocation - 1).to_be_bytes());
+    let crc = crc32fast::hash(&older[..60]);
+    older[60..64].copy_from_slice(&crc.to_be_bytes());
+    for (page, slot) in [(moved, 1), (older, 2)] {
+        file.write_all_at(&page, SLOTS + slot * STRIDE).unwrap();
+        file.write_all_at(&[0xbb; PAGE as usize], SLOTS + slot * STRIDE + PAGE).unwrap();
+    }
+    file.write_all_at(&[0; PAGE as usize], TABLE).unwrap();
+    file.set_modified(modified).unwrap();
+    repaired_is(&path, &expected, "table zeroed");
+}
+
 /// A sparse copy.
 fn copy(from: &Path, to: &Path) {
     let _ = fs::remove_file(to);
