@@ -415,9 +415,7 @@ fn json(checked: &Checked) -> Result<String, Failure> {
         findings: layers.iter().flat_map(findings).collect(),
         chain,
     };
-    let text = serde_json::to_string_pretty(&json)
-        .map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?;
-    Ok(format!("{text}\n"))
+    output::json(&json)
 }
 
 fn name(path: &Path) -> String {

@@ -81,9 +81,7 @@ impl Diff {
             changed_bytes: found.changes.iter().map(|change| change.length).sum(),
             extents: found.changes.iter().map(Extent::from).collect(),
         };
-        let json = serde_json::to_string_pretty(&report)
-            .map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?;
-        Ok(format!("{json}\n"))
+        output::json(&report)
     }
 }
 

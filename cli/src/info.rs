@@ -30,9 +30,7 @@ impl Info {
         if !self.json {
             return output::print(&report.to_string());
         }
-        let json = serde_json::to_string_pretty(&report)
-            .map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?;
-        output::print(&format!("{json}\n"))
+        output::print_json(&report)
     }
 }
 

@@ -14,11 +14,16 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
         .map_err(|error| Failure::new(format!("cannot write to standard output: {error}")))
 }
 
-/// Writes one JSON object to standard output.
-pub(crate) fn print_json(object: &impl Serialize) -> Result<(), Failure> {
+/// One JSON object as it is printed.
+pub(crate) fn json(object: &impl Serialize) -> Result<String, Failure> {
     let json = serde_json::to_string_pretty(object);
     let json = json.map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?;
-    print(&format!("{json}\n"))
+    Ok(format!("{json}\n"))
+}
+
+/// Writes one JSON object to standard output.
+pub(crate) fn print_json(object: &impl Serialize) -> Result<(), Failure> {
+    print(&json(object)?)
 }
 
 /// Says something on standard error. If that cannot be done there is nobody left to tell.

@@ -292,7 +292,5 @@ fn json(repaired: &Repaired, saved: Option<&Path>) -> Result<String, Failure> {
         before: codes(&repaired.before),
         after: codes(&repaired.after),
     };
-    let text = serde_json::to_string_pretty(&json)
-        .map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?;
-    Ok(format!("{text}\n"))
+    output::json(&json)
 }

@@ -24,11 +24,10 @@ impl StatusOf {
             return Err(Failure::new(format!("{}: no server has it open", self.file.display())));
         };
         let status = client.ask(&Request::Status {})?;
-        let unreadable = |error| Failure::new(format!("the server's answer cannot be understood: {error}"));
         if self.json {
-            let json = serde_json::to_string_pretty(&status).map_err(unreadable)?;
-            return output::print(&format!("{json}\n"));
+            return output::print_json(&status);
         }
+        let unreadable = |error| Failure::new(format!("the server's answer cannot be understood: {error}"));
         let status: Status = serde_json::from_value(status).map_err(unreadable)?;
         output::print(&format!(
             "{} ({}) is served at {} by cowvhd {} (pid {}), to {} clients\n",

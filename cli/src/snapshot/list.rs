@@ -54,9 +54,7 @@ impl List {
             return output::print(&snapshots.iter().map(Entry::line).collect::<String>());
         }
         let filename = self.file.to_string_lossy().into_owned();
-        let json = serde_json::to_string_pretty(&Report { schema: SCHEMA, filename, snapshots })
-            .map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?;
-        output::print(&format!("{json}\n"))
+        output::print_json(&Report { schema: SCHEMA, filename, snapshots })
     }
 }
 

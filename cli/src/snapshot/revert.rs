@@ -55,9 +55,7 @@ impl Revert {
         let reverted = revert(&self.parents.options(), &self.file, &name)?;
         let report = self.report(&reverted)?;
         if self.json {
-            let json = serde_json::to_string_pretty(&report)
-                .map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?;
-            return output::print(&format!("{json}\n"));
+            return output::print_json(&report);
         }
         output::print(&report.text())
     }

@@ -199,9 +199,7 @@ impl How {
             parts: state.blobs().iter().map(part).collect::<Result<_, Failure>>()?,
         };
         if self.json {
-            let json = serde_json::to_string_pretty(&report)
-                .map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?;
-            return output::print(&format!("{json}\n"));
+            return output::print_json(&report);
         }
         output::print(&report.text())
     }
