@@ -70,7 +70,7 @@ pub(crate) fn children_of(vfs: &dyn Vfs, folder: &Path, parent: UniqueId) -> Vec
         (is_child && decision.header.parent_unique_id == parent).then(|| NearbyChild {
             id: decision.footer.unique_id,
             path,
-            lineage: decision.superblock.map(|(superblock, _)| superblock.lineage).unwrap_or_default(),
+            lineage: decision.lineage(),
         })
     };
     files.into_iter().filter_map(child).collect()

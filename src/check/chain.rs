@@ -108,7 +108,7 @@ pub(super) fn walk(options: &OpenOptions, path: &Path, look: &mut Look<'_>) -> R
                 closed: decision.condition == Condition::Clean && decision.unreplayed.is_none(),
                 left_by_us: decision.superblock.is_some() && image.inspection.foreign == Foreign::Untouched,
                 restructured: image.inspection.foreign == Foreign::StructureChanged,
-                lineage: decision.superblock.map_or(Lineage::default(), |(superblock, _)| superblock.lineage),
+                lineage: decision.lineage(),
             }
         });
         look(&mut report, &file, &path, image.as_ref())?;

@@ -6,7 +6,6 @@ use super::code::Code;
 use super::image::Image;
 use super::report::Report;
 use crate::chain::{Leaf, SnapshotName};
-use crate::ext::Lineage;
 use crate::state::StateNames;
 use crate::vfs::Vfs;
 use std::collections::BTreeMap;
@@ -18,8 +17,7 @@ const SUPERBLOCK: &str = "superblock";
 /// Looks at the names around the image at `path`.
 pub(super) fn check(report: &mut Report, vfs: &dyn Vfs, path: &Path, image: Option<&Image>) {
     let Ok(leaf) = Leaf::resolve(vfs, path) else { return };
-    let superblock = image.and_then(|image| image.inspection.decision.superblock);
-    let lineage = superblock.map_or(Lineage::default(), |(superblock, _)| superblock.lineage);
+    let lineage = image.map(|image| image.inspection.decision.lineage()).unwrap_or_default();
     let is_sealed_here =
         lineage.is_sealed() && lineage.leaf_name.as_bytes() == leaf.name().as_encoded_bytes();
     let name = std::str::from_utf8(lineage.snapshot.as_bytes()).ok();

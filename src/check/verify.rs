@@ -109,7 +109,7 @@ fn layer(
         let unproven_bytes = report.virtual_size.unwrap_or(0);
         return Ok((Coverage { unproven_bytes, ..Coverage::default() }, Vec::new()));
     };
-    let lineage = image.inspection.decision.superblock.map(|(s, _)| s.lineage).unwrap_or_default();
+    let lineage = image.inspection.decision.lineage();
     if !lineage.manifest.as_bytes().is_empty() && lineage.is_sealed() {
         check_state(&**vfs, report, path, image);
     }

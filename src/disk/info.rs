@@ -102,7 +102,7 @@ impl DiskInfo {
             JournalState::Clean => layer::foreign_changes(Arc::new(HostVfs), Arc::clone(&file), path)?.into(),
             JournalState::None | JournalState::Dirty => ForeignChanges::None,
         };
-        let lineage = superblock.map(|superblock| superblock.lineage).unwrap_or_default();
+        let lineage = decision.lineage();
         let snapshot = String::from_utf8_lossy(lineage.snapshot.as_bytes()).into_owned();
         let parent = (decision.footer.disk_type == DiskType::Differencing).then(|| ParentInfo {
             unique_id: decision.header.parent_unique_id,

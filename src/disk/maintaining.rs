@@ -69,10 +69,14 @@ impl<'a> Merging<'a> {
         }
     }
 
+    /// The number of the layer so far beneath the leaf, counted from the bottom.
+    fn number(&self, depth: usize) -> usize {
+        self.parents.len().saturating_sub(depth + 1)
+    }
+
     /// The disk reads a layer by way of `source` from now on.
     fn replace(&mut self, depth: usize, source: Arc<dyn Source>) {
-        let number = (self.parents.len() - 1).saturating_sub(depth);
-        self.blocks.generations().replace_parent(number, &source);
+        self.blocks.generations().replace_parent(self.number(depth), &source);
         if let Some(parent) = self.parents.get_mut(depth) {
             *parent = source;
         }
@@ -114,7 +118,7 @@ impl Maintained<'_> {
             Ok(image) => Arc::new(image) as Arc<dyn Source>,
             Err(_) => Arc::clone(&self.layer) as Arc<dyn Source>,
         };
-        let number = (self.merging.parents.len() - 1).saturating_sub(self.depth);
+        let number = self.merging.number(self.depth);
         let generations = self.merging.blocks.generations();
         match alone {
             true => generations.absorb(number, &source),

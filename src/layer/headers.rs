@@ -6,8 +6,8 @@ use super::copies::both_misfits;
 use super::unreplayed::{self, Unreplayed};
 use crate::error::{Error, FormatError, Result};
 use crate::ext::{
-    HEADER_BACKUP_OFFSET, PAGE_BYTES, Placement, SUPERBLOCK_OFFSETS, State, Superblock, SuperblockError,
-    TEMPORARY_HEAD_BYTES, Temporary,
+    HEADER_BACKUP_OFFSET, Lineage, PAGE_BYTES, Placement, SUPERBLOCK_OFFSETS, State, Superblock,
+    SuperblockError, TEMPORARY_HEAD_BYTES, Temporary,
 };
 use crate::vfs::{File, FileExt};
 use crate::vhd::{self, DiskType, DynamicHeader, Footer, HeaderCookie};
@@ -344,6 +344,11 @@ impl Headers {
 }
 
 impl Decision {
+    /// The image's place in a chain; that of an image without a superblock is none.
+    pub(crate) fn lineage(&self) -> Lineage {
+        self.superblock.map(|(superblock, _)| superblock.lineage).unwrap_or_default()
+    }
+
     /// The headers in a journaled image of the start of the file: those that count, but for what they say of the parent.
     pub(super) fn journaled_pair(&self, page: &[u8]) -> Result<HeaderPair, FormatError> {
         let footer = Footer::parse(page.get(..FOOTER_BYTES).unwrap_or_default())?;

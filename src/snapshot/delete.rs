@@ -225,8 +225,7 @@ fn remove(vfs: &dyn Vfs, path: &Path, id: UniqueId, beneath: Option<&ParentImage
     if let Some(beneath) = beneath {
         chain::unregister(vfs, id, beneath)?;
     }
-    let superblock = Headers::read(&*file, path)?.decide(path)?.superblock;
-    remove_state(vfs, path, id, &superblock.map(|(superblock, _)| superblock.lineage).unwrap_or_default())?;
+    remove_state(vfs, path, id, &Headers::read(&*file, path)?.decide(path)?.lineage())?;
     vfs.remove(path).map_err(|error| Error::io(path, "removing the snapshot", error))?;
     let folder = path.parent().unwrap_or(Path::new(""));
     vfs.sync_dir(folder).map_err(|error| Error::io(path, "making the removal durable", error))

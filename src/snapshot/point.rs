@@ -44,10 +44,7 @@ impl Lineage {
                     file: &*file,
                     footer: &decision.footer,
                     header: &decision.header,
-                    lineage: decision
-                        .superblock
-                        .map(|(superblock, _)| superblock.lineage)
-                        .unwrap_or_default(),
+                    lineage: decision.lineage(),
                 };
                 chain::open_images(&options.vfs, &claims, &options.policy)?
             }

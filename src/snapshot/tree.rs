@@ -87,9 +87,9 @@ impl Look {
             return Ok(Look { path, file, footer, header, lineage, sealed_at });
         }
         let decision = Headers::read(&*file, &path)?.decide(&path)?;
-        let superblock = decision.superblock.map(|(superblock, _)| superblock);
-        let lineage = superblock.map(|superblock| superblock.lineage).unwrap_or_default();
-        let sealed_at = superblock.filter(|_| lineage.is_sealed()).map(|s| s.fingerprint.modified);
+        let lineage = decision.lineage();
+        let sealed_at =
+            decision.superblock.filter(|_| lineage.is_sealed()).map(|(s, _)| s.fingerprint.modified);
         Ok(Look { path, file, footer: decision.footer, header: Some(decision.header), lineage, sealed_at })
     }
 

@@ -124,7 +124,7 @@ fn lost_seal(image: &Image, vfs: &dyn Vfs, file: &dyn File, path: &Path) -> Opti
     seals.dedup();
     // Two that differ: it was sealed anew, and nothing tells which was the last.
     let [seal_id] = seals[..] else { return None };
-    let before = decision.superblock.map(|(superblock, _)| superblock.lineage).unwrap_or_default();
+    let before = decision.lineage();
     let mut lineage = Lineage { seal_id, ..before };
     if let Some((leaf, name)) = names(path) {
         lineage.snapshot = Name::new(name.as_str().as_bytes()).unwrap_or_default();
