@@ -60,6 +60,7 @@ mod monitor;
 mod options;
 mod output;
 mod pace;
+mod patience;
 mod pool;
 mod private_socket;
 mod protocol;

@@ -86,10 +86,10 @@ pub struct Limits {
     /// The time a client has for its handshake.
     pub handshake_timeout: Duration,
     /// The time a client may leave a transfer (the rest of a request, or the answers it does not fetch) without
-    /// progress, and the grace it has on top of `min_bytes_per_second`. A client with nothing under way may be idle
+    /// progress, and by which it may be behind `min_bytes_per_second`. A client with nothing under way may be idle
     /// forever.
     pub stall_timeout: Duration,
-    /// The slowest transfer that is put up with.
+    /// The slowest transfer that is put up with. Being faster for a while does not buy more than `stall_timeout`.
     pub min_bytes_per_second: u64,
     /// The time that requests in flight have to finish when the server shuts down.
     pub drain_timeout: Duration,
@@ -111,14 +111,6 @@ impl Default for Limits {
             drain_timeout: Duration::from_secs(10),
             idle_buffer_bytes: 32 << 20,
         }
-    }
-}
-
-impl Limits {
-    /// By when a transfer of `bytes` that starts now has to be over.
-    pub(crate) fn transfer_deadline(&self, bytes: usize) -> Instant {
-        let seconds = bytes as u64 / self.min_bytes_per_second.max(1);
-        from_now(self.stall_timeout.saturating_add(Duration::from_secs(seconds)))
     }
 }
 

@@ -13,6 +13,7 @@
 
 use crate::frame::Frame;
 use crate::options::Limits;
+use crate::patience::Patience;
 use crate::socket;
 use parking_lot::Mutex;
 use rustix::fd::OwnedFd;
@@ -101,14 +102,15 @@ impl Output {
         let Some(mut batch) = self.state.lock().stalled.take() else {
             return Ok(());
         };
+        let mut patience = Patience::new(limits);
         loop {
-            let deadline = limits.transfer_deadline(batch.wire_bytes());
             let sent = batch.send(|parts| {
                 loop {
                     if let Some(sent) = socket::send_now(socket, parts)? {
+                        patience.progress(sent)?;
                         return Ok(Some(sent));
                     }
-                    socket::wait_to_send(socket, deadline)?;
+                    socket::wait_to_send(socket, patience.deadline())?;
                 }
             });
             if let Err(error) = sent {
@@ -160,10 +162,6 @@ impl Output {
 }
 
 impl Batch {
-    fn wire_bytes(&self) -> usize {
-        self.frames.iter().map(Frame::wire_bytes).sum::<usize>() - self.first_sent
-    }
-
     /// Sends until nothing is left (`true`) or `call` has no room (`false`).
     fn send(
         &mut self,

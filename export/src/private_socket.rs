@@ -91,8 +91,11 @@ fn remove_stale(path: &Path) -> io::Result<()> {
         Ok(found) if found.file_type().is_socket() => {}
         _ => return Ok(()),
     }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+    // Without waiting: of a server that is stopped the queue may be full.
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let asking = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match rustix::net::connect(&asking, &SocketAddrUnix::new(path)?) {
+        Err(rustix::io::Errno::CONNREFUSED) => fs::remove_file(path),
         _ => Ok(()),
     }
 }

@@ -9,11 +9,11 @@ use crate::execute::{charge_bytes, check};
 use crate::flight::{Permit, REQUEST_BYTES};
 use crate::frame::Frame;
 use crate::pace::kind_of;
+use crate::patience::Patience;
 use crate::protocol::{REQUEST_HEADER_BYTES, Request, command};
 use crate::socket;
 use crate::stream::MAX_DRAINED_PAYLOAD_BYTES;
 use std::sync::Arc;
-use std::time::Instant;
 
 const BUFFER_BYTES: usize = 128 << 10;
 /// What is missing of a payload is received straight into its place from this length on.
@@ -92,7 +92,7 @@ impl Reader {
     }
 
     fn header(&mut self, connection: &Arc<Connection>) -> Result<[u8; REQUEST_HEADER_BYTES], End> {
-        let mut deadline = None;
+        let mut patience = None;
         loop {
             if let Some(header) = self.buffered().first_chunk() {
                 let header = *header;
@@ -106,8 +106,8 @@ impl Reader {
                 socket::receive(&connection.socket, room)?
             } else {
                 let limits = &connection.server.options.limits;
-                let deadline = *deadline.get_or_insert_with(|| limits.transfer_deadline(0));
-                socket::receive_until(&connection.socket, room, deadline)?
+                let patience = patience.get_or_insert_with(|| Patience::new(limits));
+                socket::receive_until(&connection.socket, room, patience.deadline())?
             };
             if received == 0 {
                 return Err(if self.end == 0 { End::Left } else { End::Protocol("a request cut short") });
@@ -130,18 +130,22 @@ impl Reader {
             return Ok(());
         }
         connection.send();
-        let deadline = connection.server.options.limits.transfer_deadline(payload.len());
+        let mut patience = Patience::new(&connection.server.options.limits);
         while filled < payload.len() {
             let left = &mut payload[filled..];
-            if left.len() >= DIRECT_BYTES {
-                let received = socket::receive_until(&connection.socket, left, deadline)?;
+            let part = if left.len() >= DIRECT_BYTES {
+                let received = socket::receive_until(&connection.socket, left, patience.deadline())?;
                 if received == 0 {
                     return Err(End::Protocol("a payload cut short"));
                 }
-                filled += received;
+                received
             } else {
-                self.refill(connection, deadline)?;
-                filled += self.take_buffered(left);
+                self.refill(connection, &patience)?;
+                self.take_buffered(left)
+            };
+            filled += part;
+            if filled < payload.len() {
+                patience.progress(part)?;
             }
         }
         Ok(())
@@ -157,12 +161,15 @@ impl Reader {
             return Ok(());
         }
         connection.send();
-        let deadline = connection.server.options.limits.transfer_deadline(length);
+        let mut patience = Patience::new(&connection.server.options.limits);
         while left > 0 {
-            self.refill(connection, deadline)?;
+            self.refill(connection, &patience)?;
             let part = left.min(self.end);
             self.start = part;
             left -= part;
+            if left > 0 {
+                patience.progress(part)?;
+            }
         }
         Ok(())
     }
@@ -175,11 +182,11 @@ impl Reader {
     }
 
     /// Fills the buffer, which is empty, with the middle of a payload and what follows it.
-    fn refill(&mut self, connection: &Arc<Connection>, deadline: Instant) -> Result<(), End> {
+    fn refill(&mut self, connection: &Arc<Connection>, patience: &Patience) -> Result<(), End> {
         debug_assert_eq!(self.start, self.end);
         self.start = 0;
         self.end = 0;
-        self.end = socket::receive_until(&connection.socket, &mut self.buffer, deadline)?;
+        self.end = socket::receive_until(&connection.socket, &mut self.buffer, patience.deadline())?;
         if self.end == 0 { Err(End::Protocol("a payload cut short")) } else { Ok(()) }
     }
 }

@@ -8,7 +8,10 @@ use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg};
 use std::io::{self, IoSlice, Read, Write};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long a full socket is left alone.
+const SEND_AGAIN: Duration = Duration::from_secs(1);
 
 fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
     loop {
@@ -45,9 +48,13 @@ pub(crate) fn send_now(socket: &OwnedFd, parts: &[IoSlice<'_>]) -> io::Result<Op
     }
 }
 
-/// Waits until something can be sent.
+/// Waits until it is worth trying to send: the system says that there is room only when there is much of it, and a client that
+/// fetches slowly makes progress before that.
 pub(crate) fn wait_to_send(socket: &OwnedFd, deadline: Instant) -> io::Result<()> {
-    wait(socket, PollFlags::OUT, deadline)
+    match wait(socket, PollFlags::OUT, deadline.min(Instant::now() + SEND_AGAIN)) {
+        Err(error) if error.kind() == io::ErrorKind::TimedOut && Instant::now() < deadline => Ok(()),
+        result => result,
+    }
 }
 
 fn wait(socket: &OwnedFd, what: PollFlags, deadline: Instant) -> io::Result<()> {

@@ -18,11 +18,12 @@ fn works(client: &mut Client) {
     assert_eq!(client.simple(0, cmd::FLUSH, 0, 0), 0);
 }
 
+/// Whoever does nothing for a moment is dropped, however little would be enough.
 fn impatient() -> Limits {
     Limits {
         handshake_timeout: Duration::from_millis(100),
         stall_timeout: Duration::from_millis(100),
-        min_bytes_per_second: 1 << 40,
+        min_bytes_per_second: 1,
         ..Limits::default()
     }
 }
@@ -56,6 +57,29 @@ fn a_client_that_stops_within_a_request_is_dropped_and_one_that_idles_is_not() {
     }
     works(&mut idle);
     assert_eq!(idle.read(0, 512), [0; 512], "nothing of a write that never came whole was written");
+}
+
+/// Doing nearly nothing is no better than doing nothing.
+#[test]
+fn a_client_that_trickles_is_dropped_as_one_that_stops() {
+    let limits = Limits { min_bytes_per_second: 1 << 40, ..impatient() };
+    let server = serve_with(Arc::new(MemoryBackend::new(64 * MIB)), limits);
+    let mut honest = Client::connect(&server.path).go();
+    for (offset, length) in [(0, 32 << 20), (u64::MAX, 32 << 20), (0, 33 << 20)] {
+        let mut client = Client::connect(&server.path).go();
+        client.send(0, cmd::WRITE, 1, offset, length, &[]);
+        while client.stream.write_all(&[0]).is_ok() {
+            std::thread::yield_now();
+        }
+        works(&mut honest);
+    }
+    // And so is one that fetches its answers like that.
+    let mut flood = flood(&server.path, &request(0, cmd::READ, 1, 0, 1 << 20));
+    std::thread::scope(|scope| {
+        scope.spawn(move || while flood.stream.read(&mut [0; 1]).is_ok_and(|count| count > 0) {});
+        server.events.wait_for(|event| matches!(event, Event::Disconnected { connection: 5, .. }));
+        works(&mut honest);
+    });
 }
 
 /// Bytes one at a time are slow, not wrong.
@@ -282,6 +306,23 @@ fn clients_that_announce_large_writes_do_not_starve_small_requests() {
     // When the liars leave, their memory is free for a large request.
     drop(liars);
     assert_eq!(honest.read(0, 32 << 20).len(), 32 << 20);
+}
+
+/// A large request waits for memory that others have taken and do nothing with, but not for longer than they are put up with.
+#[test]
+fn clients_that_announce_large_writes_give_their_memory_back_in_time() {
+    let limits = Limits { stall_timeout: Duration::from_secs(1), ..impatient() };
+    let server = serve_with(Arc::new(MemoryBackend::new(64 * MIB)), limits);
+    let mut honest = Client::connect(&server.path).go();
+    let mut liars: Vec<Client> = (0..10)
+        .map(|_| {
+            let mut liar = Client::connect(&server.path).go();
+            liar.send(0, cmd::WRITE, 1, 0, 32 << 20, &[0; 4096]);
+            liar
+        })
+        .collect();
+    assert_eq!(honest.read(0, 32 << 20).len(), 32 << 20);
+    assert!(liars.iter_mut().all(Client::is_closed));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Every command: what it does, what it refuses, and that a refused one leaves the stream in step.
 
 use crate::disk::{Call, FLUSH, TestDisk};
-use crate::raw::{Client, Content, cmd, flag, info, opt, rep};
+use crate::raw::{Client, Content, cmd, flag, info, opt, rep, request};
 use crate::serving::{Events, MIB, Running, serve, serve_memory};
 use cowvhd_export::{Backend, Event, MemoryBackend};
 use std::sync::Arc;
@@ -185,6 +185,51 @@ fn unknown_commands_and_flags_are_invalid_and_the_stream_stays_in_step() {
     assert_eq!(client.take(512), [0; 512]);
 }
 
+/// All sixteen bits with every command: each is taken where the protocol has it, and elsewhere refused before anything is done.
+#[test]
+fn every_flag_is_taken_where_it_belongs_and_nowhere_else() {
+    let (disk, server) = test_disk(MIB);
+    let mut client = Client::connect(&server.path).go();
+    let mut structured = Client::connect(&server.path).go_structured();
+    for bit in (0..16).map(|shift| 1u16 << shift) {
+        for (command, allowed) in [
+            (cmd::READ, flag::FUA),
+            (cmd::WRITE, flag::FUA),
+            (cmd::FLUSH, flag::FUA),
+            (cmd::TRIM, flag::FUA),
+            (cmd::CACHE, flag::FUA),
+            (cmd::WRITE_ZEROES, flag::FUA | flag::NO_HOLE | flag::FAST_ZERO),
+            (cmd::BLOCK_STATUS, 0),
+        ] {
+            let length = if command == cmd::FLUSH { 0 } else { 512 };
+            let payload: &[u8] = if command == cmd::WRITE { &[1; 512] } else { &[] };
+            client.send(bit, command, 5, 0, length, payload);
+            let taken = bit & allowed != 0;
+            let expected = if taken { 0 } else { EINVAL };
+            assert_eq!(client.simple_reply(), (expected, 5), "command {command} flags {bit:#x}");
+            if taken && command == cmd::READ {
+                client.take(512);
+            }
+            let calls = disk.take_calls();
+            assert_eq!(
+                calls.is_empty(),
+                !taken || command == cmd::CACHE,
+                "command {command} {bit:#x}: {calls:?}"
+            );
+        }
+        for (command, allowed) in
+            [(cmd::READ, flag::FUA | flag::DF), (cmd::BLOCK_STATUS, flag::FUA | flag::REQ_ONE)]
+        {
+            let answer = structured.structured(bit, command, 0, 512);
+            match bit & allowed != 0 {
+                true => assert!(!matches!(answer[..], [Content::Error { .. }]), "{answer:?}"),
+                false => assert_eq!(error_code(&answer), EINVAL, "command {command} flags {bit:#x}"),
+            }
+        }
+        disk.take_calls();
+    }
+}
+
 #[test]
 fn a_read_only_export_refuses_every_change_with_eperm() {
     let memory = MemoryBackend::new(MIB);
@@ -322,4 +367,31 @@ fn disconnect_finishes_what_came_before_it() {
     assert_eq!(client.simple_reply(), (0, 1));
     assert!(client.is_closed());
     assert_eq!(Client::connect(&server.path).go().read(0, 512), [6; 512]);
+}
+
+/// A client says nothing after its disconnect. What it says all the same is not done, and not answered.
+#[test]
+fn nothing_behind_a_disconnect_is_done() {
+    let (disk, server) = test_disk(MIB);
+    // Whatever else stands in it, it is a disconnect.
+    for (number, (offset, length, flags)) in
+        [(0, 0, 0), (u64::MAX, u32::MAX, u16::MAX)].into_iter().enumerate()
+    {
+        let mut client = Client::connect(&server.path).go();
+        let mut bytes = request(0, cmd::WRITE, 1, 0, 512);
+        bytes.extend([6; 512]);
+        bytes.extend(request(flags, cmd::DISC, 2, offset, length));
+        bytes.extend(request(0, cmd::WRITE, 3, 512, 512));
+        bytes.extend([7; 512]);
+        bytes.extend(request(0, cmd::READ, 4, 0, 512));
+        bytes.extend(request(0, cmd::FLUSH, 5, 0, 0));
+        client.raw(&bytes);
+        assert_eq!(client.simple_reply(), (0, 1));
+        assert!(client.is_closed());
+        let number = number as u64 + 1;
+        server.events.wait_for(
+            |event| matches!(event, Event::Disconnected { connection, .. } if *connection == number),
+        );
+        assert_eq!(disk.take_calls(), [Call::Write { offset: 0, length: 512 }]);
+    }
 }

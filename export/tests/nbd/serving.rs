@@ -129,6 +129,60 @@ fn a_stale_socket_is_replaced_on_request_and_a_live_one_never() {
     assert_eq!(std::fs::read(&path).unwrap(), b"precious");
 }
 
+/// A link is not followed, whatever it leads to: neither is a socket made at its end, nor what is there changed or removed.
+#[test]
+fn a_link_in_the_place_of_the_socket_is_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    std::fs::write(at("file"), b"precious").unwrap();
+    std::fs::set_permissions(at("file"), std::fs::Permissions::from_mode(0o644)).unwrap();
+    // A socket that nobody listens on any more.
+    drop(UnixListener::bind(at("stale")).unwrap());
+    for target in ["nothing", "file", "stale"] {
+        let link = at(&format!("to-{target}"));
+        std::os::unix::fs::symlink(target, &link).unwrap();
+        for replace_stale_socket in [false, true] {
+            let options = ServerOptions { replace_stale_socket, ..ServerOptions::default() };
+            let disk = Arc::new(MemoryBackend::new(MIB));
+            let refused = Server::bind(&NbdAddress::Unix(link.clone()), disk, options).err().unwrap();
+            assert!(refused.to_string().contains("in use"), "{refused}");
+        }
+        assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+    }
+    assert!(std::fs::symlink_metadata(at("nothing")).is_err());
+    assert!(std::fs::symlink_metadata(at("stale")).is_ok());
+    assert_eq!(std::fs::read(at("file")).unwrap(), b"precious");
+    assert_eq!(std::fs::metadata(at("file")).unwrap().permissions().mode() & 0o777, 0o644);
+}
+
+/// A server that accepts nobody, as one that is stopped, is there all the same: its socket is not taken away, nor is it waited for.
+#[test]
+fn a_socket_whose_queue_is_full_is_live() {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("nbd.sock");
+    let place = SocketAddrUnix::new(&path).unwrap();
+    let socket =
+        |flags| rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+    let stopped = socket(SocketFlags::CLOEXEC);
+    rustix::net::bind(&stopped, &place).unwrap();
+    rustix::net::listen(&stopped, 0).unwrap();
+    let mut waiting = Vec::new();
+    loop {
+        let client = socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK);
+        let connected = rustix::net::connect(&client, &place);
+        waiting.push(client);
+        if connected.is_err() {
+            break;
+        }
+    }
+    let options = ServerOptions { replace_stale_socket: true, ..ServerOptions::default() };
+    let disk = Arc::new(MemoryBackend::new(MIB));
+    let refused = Server::bind(&NbdAddress::Unix(path.clone()), disk, options).err().unwrap();
+    assert!(refused.to_string().contains("in use"), "{refused}");
+    assert!(path.exists());
+}
+
 #[test]
 fn tcp_is_served_on_loopback_and_elsewhere_only_when_allowed() {
     let disk: Arc<dyn Backend> = Arc::new(MemoryBackend::new(MIB));
