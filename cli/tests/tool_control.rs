@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
-use tool_support::{Bench, Talk, listens};
+use tool_support::{Bench, Signal, Talk, listens};
 
 #[test]
 fn the_server_tells_its_status() {
@@ -60,8 +60,9 @@ fn what_it_does_not_understand_it_says() {
     assert_eq!(talk.answer(), None);
 }
 
+/// So many are connected at once; those that ask for nothing keep nobody out.
 #[test]
-fn so_many_may_be_connected_and_no_more() {
+fn silent_clients_give_way() {
     let bench = Bench::new();
     let serving = bench.serve(&["vm.vhd", "--create", "1G"]);
     let path = bench.path("vm.vhd.ctl");
@@ -69,9 +70,50 @@ fn so_many_may_be_connected_and_no_more() {
     for talk in &mut talks {
         assert_eq!(talk.ask(r#"{"request":"status"}"#)["done"]["schema"], 1);
     }
-    let refused = Talk::to(&path).answer().unwrap();
-    assert_eq!(refused["failed"]["exit-code"], 1, "{refused}");
+    let mut ninth = Talk::to(&path);
+    assert_eq!(ninth.ask(r#"{"request":"status"}"#)["done"]["schema"], 1);
+    let dismissed = talks[0].answer().unwrap();
+    assert_eq!(dismissed["failed"]["exit-code"], 1, "{dismissed}");
+    assert_eq!(talks[0].answer(), None);
+    for talk in &mut talks[1..] {
+        assert_eq!(talk.ask(r#"{"request":"status"}"#)["done"]["schema"], 1);
+    }
+    let threads = || fs::read_dir(format!("/proc/{}/task", serving.id())).unwrap().count();
+    let before = threads();
+    let crowd: Vec<UnixStream> = (0..1000).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    bench.cowvhd(&["status", "vm.vhd"]).must_be(0);
+    assert!(threads() <= before + 1, "{} threads, {before} before", threads());
+    drop(crowd);
+    bench.cowvhd(&["status", "vm.vhd"]).must_be(0);
     serving.terminate();
+}
+
+/// While the server may open nothing more it can accept nobody. Both of its sockets outlive that.
+#[test]
+fn a_server_out_of_descriptors_accepts_again_when_it_has_some() {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    let bench = Bench::new();
+    let mut serving = bench.serve(&["vm.vhd", "--create", "1G"]);
+    let pid = Pid::from_raw(serving.id() as i32);
+    let few = |maximum| Rlimit { current: Some(3), maximum };
+    for (socket, words) in [("vm.vhd.ctl", "control socket: cannot accept"), ("vm.vhd.sock", "cannot accept")]
+    {
+        let before =
+            prlimit(pid, Resource::Nofile, few(rustix::process::getrlimit(Resource::Nofile).maximum))
+                .unwrap();
+        let client = UnixStream::connect(bench.path(socket)).unwrap();
+        let said = serving.said();
+        assert!(said.contains(words), "{said}");
+        prlimit(pid, Resource::Nofile, before).unwrap();
+        let mut client = BufReader::new(client);
+        if socket.ends_with("sock") {
+            assert!(!client.fill_buf().unwrap().is_empty());
+        } else {
+            assert_eq!(Talk(client).ask(r#"{"request":"status"}"#)["done"]["schema"], 1);
+        }
+    }
+    serving.signal(Signal::TERM);
+    assert_eq!(serving.end().code, 0);
 }
 
 #[test]

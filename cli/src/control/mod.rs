@@ -10,6 +10,7 @@ mod member;
 mod participant;
 mod protocol;
 mod server;
+mod talks;
 
 pub(crate) use client::Client;
 pub(crate) use crcs::CrcWriter;

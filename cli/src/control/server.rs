@@ -8,24 +8,26 @@ use super::crcs::CrcWriter;
 use super::listener::Listener;
 use super::member::take_part;
 use super::protocol::{Answer, Request, Status, receive, send};
+use super::talks::{Attention, Talks};
 use crate::failure::{Code, Failure};
 use crate::merge::Merged;
+use crate::output;
 use crate::snapshot;
 use cowvhd::Disk;
 use cowvhd::snapshot::{SnapshotName, delete_running, merge_running};
 use cowvhd_export::{PrivateSocket, ShutdownHandle};
 use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
 use std::io::{self, BufReader, Read, Write};
-use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Clients at once; others wait.
-const MAX_CLIENTS: usize = 8;
+/// The pause after the system refused to accept a client, for lack of descriptors as a rule.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// So long a client may leave what it is told unread.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -68,39 +70,34 @@ impl Drop for Control {
     }
 }
 
-/// A client that is being talked to.
-struct Talk {
-    stream: UnixStream,
-    thread: JoinHandle<()>,
+fn accept(socket: &PrivateSocket, stopped: &UnixStream, served: &Arc<Served>) {
+    let mut talks = Talks::default();
+    let mut failing = false;
+    loop {
+        match socket.accept(stopped) {
+            Ok(Some(stream)) => {
+                failing = false;
+                let served = Arc::clone(served);
+                talks.begin(stream, move |stream, attention| talk_to(stream, attention, &served));
+            }
+            Ok(None) => break,
+            Err(error) => {
+                if !failing {
+                    let file = served.file.display();
+                    output::say(format_args!("{file}: control socket: cannot accept clients: {error}"));
+                }
+                failing = true;
+                pause(stopped);
+            }
+        }
+    }
+    talks.end();
 }
 
-fn accept(socket: &PrivateSocket, stopped: &UnixStream, served: &Arc<Served>) {
-    let mut talks: Vec<Talk> = Vec::new();
-    while let Ok(Some(stream)) = socket.accept(stopped) {
-        talks.retain(|talk| !talk.thread.is_finished());
-        if talks.len() >= MAX_CLIENTS {
-            let busy = format!("{MAX_CLIENTS} clients are connected to the control socket; try again later");
-            let _ = send(&mut &stream, &Answer::of(Err(Failure::new(busy))));
-            continue;
-        }
-        let served = Arc::clone(served);
-        let talk = stream.try_clone().and_then(|own| {
-            let thread = std::thread::Builder::new().name("control client".into());
-            let talk = move || {
-                talk_to(&own, &served);
-                // The acceptor has a copy of the socket.
-                let _ = own.shutdown(Shutdown::Both);
-            };
-            Ok(Talk { stream, thread: thread.spawn(talk)? })
-        });
-        // Without a thread the client sees its connection end.
-        talks.extend(talk);
-    }
-    for talk in talks {
-        // What is being done is finished and answered; nothing further is read.
-        let _ = talk.stream.shutdown(Shutdown::Read);
-        let _ = talk.thread.join();
-    }
+/// Waits a moment, or until the end.
+fn pause(stopped: &UnixStream) {
+    let moment = Timespec { tv_sec: 0, tv_nsec: ACCEPT_PAUSE.subsec_nanos().into() };
+    let _ = poll(&mut [PollFd::new(stopped, PollFlags::IN)], Some(&moment));
 }
 
 /// What a client says, until a time if that is due.
@@ -125,7 +122,7 @@ impl Read for Incoming<'_> {
 }
 
 /// Answers one client until it leaves or says what cannot be understood.
-fn talk_to(stream: &UnixStream, served: &Served) {
+fn talk_to(stream: &UnixStream, attention: &Attention, served: &Served) {
     // Nobody who does not read what he is told keeps work from going on, or the server from ending.
     if stream.set_write_timeout(Some(PATIENCE)).is_err() {
         return;
@@ -141,11 +138,15 @@ fn talk_to(stream: &UnixStream, served: &Served) {
                 return;
             }
         };
+        if !attention.work() {
+            return;
+        }
         let result = match serde_json::from_str(&line) {
             Ok(Request::GroupJoin { name, keeps_state }) => {
                 match take_part(stream, &mut reader, &served.disk, &name, keeps_state) {
                     Ok(taken) => {
                         taken.into_iter().for_each(|path| served.crcs.add(path));
+                        attention.wait();
                         continue;
                     }
                     Err(_) => return,
@@ -160,6 +161,7 @@ fn talk_to(stream: &UnixStream, served: &Served) {
         if send(&mut &*stream, &Answer::of(result)).is_err() {
             return;
         }
+        attention.wait();
     }
 }
 
