@@ -145,6 +145,8 @@ defects! {
     MergeLetsBlocksGo,
     /// A merge copies up what a layer holds also where the disk has its own.
     MergeOverwrites,
+    /// A merge shares a unit as it stands in a layer's file where that layer has but the first part of it.
+    MergeSharesUnitsInPart,
     /// A disk that is to have no parent any more goes on taking blocks in parts.
     MergeTakesPartialBlocks,
     /// A layer that is written to in the middle of a chain shows what is beneath it past its own end.

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/sharing_file_systems.rs"]
+mod sharing_file_systems;
 #[path = "support/strict_vhd.rs"]
 mod strict_vhd;
 
@@ -11,7 +13,6 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use strict_vhd::{Guest, Kind, StrictVhd};
 
 const MIB: u64 = 1 << 20;
@@ -250,57 +251,39 @@ fn the_file_system_copies_by_itself_where_it_can() {
 #[test]
 #[ignore = "needs root, btrfs-progs and xfsprogs"]
 fn file_systems_that_share_space() {
-    for (kind, mkfs) in [("btrfs", vec!["mkfs.btrfs", "-q"]), ("xfs", vec!["mkfs.xfs", "-q"])] {
-        let dir = tempfile::tempdir().unwrap();
-        let (image, mounted) = (dir.path().join("image"), dir.path().join("mounted"));
-        fs::File::create(&image).unwrap().set_len(400 * MIB).unwrap();
-        fs::create_dir(&mounted).unwrap();
-        let run = |program: &str, arguments: &[&str]| {
-            let output = Command::new(program).args(arguments).output().unwrap();
-            assert!(output.status.success(), "{program}: {output:?}");
-        };
-        let [image, at] = [&image, &mounted].map(|path| path.to_str().unwrap());
-        run(mkfs[0], &[&mkfs[1..], &[image]].concat());
-        run("mount", &["-t", kind, "-o", "loop", image, at]);
-        let result = std::panic::catch_unwind(|| {
-            let bench = Bench { dir: tempfile::tempdir_in(at).unwrap() };
-            let content = bench.raw("a.raw", 150 * MIB + 1000);
-            let file = fs::File::options().write(true).open(bench.path("a.raw")).unwrap();
-            let dense: Vec<u8> = (0..100 * MIB).map(|i| (i % 253) as u8).collect();
-            file.write_all_at(&dense, 8 * MIB).unwrap();
-            file.sync_all().unwrap();
-            let mut content = content;
-            content[8 * MIB as usize..][..dense.len()].copy_from_slice(&dense);
-            content.resize(150 * MIB as usize + 1024, 0);
-            // Six disks with 100 MiB of data each, in 400 MiB.
-            let shared = |options: ConvertOptions, from, to| bench.convert(&options, from, to).unwrap();
-            let to = |format| ConvertOptions::new().to(format);
-            assert!(shared(to(Format::Fixed), "a.raw", "fixed.vhd").cloned);
-            assert!(shared(to(Format::Raw), "fixed.vhd", "b.raw").cloned);
-            assert!(!shared(to(Format::Dynamic), "a.raw", "dynamic.vhd").cloned);
-            for name in ["c.raw", "d.raw"] {
-                let converted = shared(to(Format::Raw), "dynamic.vhd", name);
-                assert!(converted.copied > 98 * MIB, "{converted:?}");
-            }
-            assert!(shared(to(Format::Fixed), "d.raw", "e.vhd").cloned);
-            for name in ["b.raw", "c.raw", "d.raw"] {
-                assert!(fs::read(bench.path(name)).unwrap() == content, "{kind}: {name}");
-            }
-            for name in ["fixed.vhd", "e.vhd"] {
-                assert!(
-                    strict_content(&bench.path(name)) == (Kind::Fixed, content.clone()),
-                    "{kind}: {name}"
-                );
-            }
-            // What is written to one is not seen in the other.
-            let disk = OpenOptions::new().open(&bench.path("fixed.vhd")).unwrap();
-            disk.write_at(&[9; 4096], 9 * MIB).unwrap();
-            disk.close().unwrap();
-            assert!(fs::read(bench.path("b.raw")).unwrap() == content, "{kind}");
-        });
-        run("umount", &[at]);
-        assert!(result.is_ok());
-    }
+    sharing_file_systems::on_each(400 * MIB, |kind, folder| {
+        let bench = Bench { dir: tempfile::tempdir_in(folder).unwrap() };
+        let content = bench.raw("a.raw", 150 * MIB + 1000);
+        let file = fs::File::options().write(true).open(bench.path("a.raw")).unwrap();
+        let dense: Vec<u8> = (0..100 * MIB).map(|i| (i % 253) as u8).collect();
+        file.write_all_at(&dense, 8 * MIB).unwrap();
+        file.sync_all().unwrap();
+        let mut content = content;
+        content[8 * MIB as usize..][..dense.len()].copy_from_slice(&dense);
+        content.resize(150 * MIB as usize + 1024, 0);
+        // Six disks with 100 MiB of data each, in 400 MiB.
+        let shared = |options: ConvertOptions, from, to| bench.convert(&options, from, to).unwrap();
+        let to = |format| ConvertOptions::new().to(format);
+        assert!(shared(to(Format::Fixed), "a.raw", "fixed.vhd").cloned);
+        assert!(shared(to(Format::Raw), "fixed.vhd", "b.raw").cloned);
+        assert!(!shared(to(Format::Dynamic), "a.raw", "dynamic.vhd").cloned);
+        for name in ["c.raw", "d.raw"] {
+            let converted = shared(to(Format::Raw), "dynamic.vhd", name);
+            assert!(converted.copied > 98 * MIB, "{converted:?}");
+        }
+        assert!(shared(to(Format::Fixed), "d.raw", "e.vhd").cloned);
+        for name in ["b.raw", "c.raw", "d.raw"] {
+            assert!(fs::read(bench.path(name)).unwrap() == content, "{kind}: {name}");
+        }
+        for name in ["fixed.vhd", "e.vhd"] {
+            assert!(strict_content(&bench.path(name)) == (Kind::Fixed, content.clone()), "{kind}: {name}");
+        }
+        // What is written to one is not seen in the other.
+        let disk = OpenOptions::new().open(&bench.path("fixed.vhd")).unwrap();
+        disk.write_at(&[9; 4096], 9 * MIB).unwrap();
+        disk.close().unwrap();
+        assert!(fs::read(bench.path("b.raw")).unwrap() == content, "{kind}");
+    });
 }
 
 #[cfg(feature = "sim")]

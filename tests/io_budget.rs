@@ -23,7 +23,7 @@ const SMALL: [u8; 4096] = [0xa5; 4096];
 const MANY: u64 = 64;
 
 const NOTHING: Counts =
-    Counts { writes: 0, durable_writes: 0, syncs: 0, reads: 0, punches: 0, set_lengths: 0 };
+    Counts { writes: 0, durable_writes: 0, syncs: 0, reads: 0, punches: 0, set_lengths: 0, shares: 0 };
 const ONE_WRITE: Counts = Counts { writes: 1, ..NOTHING };
 const ONE_READ: Counts = Counts { reads: 1, ..NOTHING };
 /// Reads back one piece of data and puts it into the journal.
@@ -110,6 +110,7 @@ impl Guest {
             reads: after.reads - before.reads,
             punches: after.punches - before.punches,
             set_lengths: after.set_lengths - before.set_lengths,
+            shares: after.shares - before.shares,
         }
     }
 

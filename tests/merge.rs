@@ -6,15 +6,26 @@
 #[path = "support/chain_ops.rs"]
 #[allow(dead_code, reason = "shared with the other tests of chains")]
 mod chain_ops;
+#[path = "support/crash.rs"]
+#[allow(dead_code, reason = "shared with the tests of crashes")]
+mod crash;
+#[path = "support/sharing_file_systems.rs"]
+mod sharing_file_systems;
+#[path = "support/strict_vhd.rs"]
+mod strict_vhd;
 
 use chain_ops::{Chain, SIZE, must_be_sound, must_hold, options};
-use cowvhd::ErrorKind;
 use cowvhd::convert::Progress;
-use cowvhd::sim::{Bounds, Fault, FaultPlan, FileSystem, Rng};
+use cowvhd::sim::{Bounds, Fault, FaultPlan, FileSystem, History, Operation, Rng, SimVfs};
 use cowvhd::snapshot::{SnapshotName, merge, merge_running};
-use cowvhd::vfs::Vfs;
+use cowvhd::vfs::{Access, HostVfs, Vfs};
+use cowvhd::{CreateOptions, ErrorKind, OpenOptions, upgrade};
+use crash::{FOREIGN_CHILD, PACKED, PARENT_PATH, PATH, Shape, check_content, read_hot};
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Instant;
 
 #[test]
 fn merging_keeps_what_the_disk_shows_at_every_step() {
@@ -191,4 +202,167 @@ fn a_running_disk_does_without_parents() {
         must_hold(&options(&vfs), path, &content).unwrap();
         must_be_sound(&vfs, path).unwrap();
     }
+}
+
+/// What stands in whole pages shares their space, where files can, in pieces of a thirty-second of a block or more.
+#[test]
+fn a_disk_shares_the_space_of_what_it_takes_over() {
+    const BLOCK: u64 = 256 << 10;
+    let go_on = &mut |_: Progress| ControlFlow::Continue(());
+    for no_clones in [false, true] {
+        let vfs = SimVfs::new(1);
+        vfs.set_kind(FileSystem { no_clones, ..FileSystem::default() });
+        let [below, top] = ["/vm@a.vhd", "/vm.vhd"].map(Path::new);
+        let made = |create: CreateOptions, path| {
+            let create = create.test_geometry(BLOCK as u32, 128 << 10).vfs(Arc::new(vfs.clone()));
+            create.create(path).unwrap();
+            options(&vfs).open(path).unwrap()
+        };
+        let mut content = vec![0; 4 * BLOCK as usize];
+        let mut write = |disk: &cowvhd::Disk, offset: u64, length: usize, value: u8| {
+            content[offset as usize..][..length].fill(value);
+            disk.write_at(&content[offset as usize..][..length], offset).unwrap();
+        };
+        let disk = made(CreateOptions::new(4 * BLOCK), below);
+        // A whole block; pieces that are long enough, and too short.
+        write(&disk, 0, BLOCK as usize, 1);
+        write(&disk, BLOCK, 8 << 10, 2);
+        write(&disk, BLOCK + (16 << 10), 4 << 10, 3);
+        write(&disk, 2 * BLOCK + (100 << 10), 4 << 10, 4);
+        disk.close().unwrap();
+        let disk = made(CreateOptions::child_of(below), top);
+        write(&disk, 512, 512, 5);
+        disk.close().unwrap();
+        let before = vfs.counts();
+        merge(&options(&vfs), top, None, go_on).unwrap();
+        let shares = vfs.counts().shares - before.shares;
+        // Of the first block what the disk lacks; of the second 8 KiB, and the holes on both sides of the 4 KiB; of the third the holes.
+        assert_eq!(shares, if no_clones { 0 } else { 1 + 3 + 2 });
+        vfs.remove(below).unwrap();
+        must_hold(&options(&vfs), top, &content).unwrap();
+    }
+}
+
+/// The disk that takes over was made by another program, with sectors of its own in units that it does not have, and with blocks that
+/// are not on pages.
+#[test]
+fn sectors_of_its_own_are_not_shared_away() {
+    let packed = Shape { child: true, ..PACKED };
+    let mut shares = 0;
+    for seed in 0..40 {
+        for shape in [FOREIGN_CHILD, packed] {
+            let vfs = SimVfs::new(seed);
+            let mut history = History::default();
+            crash::create(&vfs, shape, seed, &mut history);
+            upgrade(Arc::new(vfs.clone()), Path::new(PATH)).unwrap();
+            let before = vfs.counts().shares;
+            merge(&options(&vfs), Path::new(PATH), None, &mut |_| ControlFlow::Continue(())).unwrap();
+            shares += vfs.counts().shares - before;
+            vfs.remove(Path::new(PARENT_PATH)).unwrap();
+            let disk = options(&vfs).open(Path::new(PATH)).unwrap();
+            let parts = read_hot(&disk, shape).unwrap();
+            check_content(&history, u64::MAX, &parts, false)
+                .unwrap_or_else(|what| panic!("seed {seed}: {what}"));
+            disk.close().unwrap();
+        }
+    }
+    assert!(shares > 20, "{shares}");
+}
+
+/// Whatever fails, the disk shows what it did; only a lack of space or of the ability is made up for by a copy.
+#[test]
+fn a_share_that_fails_is_an_error() {
+    const EIO: i32 = 5;
+    let go_on = || |_| ControlFlow::Continue(());
+    let mut failed = 0;
+    for seed in (0..12).step_by(2) {
+        for number in 0.. {
+            let Chain { vfs, content, .. } = Chain::random(seed, 4);
+            let disk = Path::new("/vm.vhd");
+            vfs.set_faults(FaultPlan::new(Fault::Error(EIO), number, 1).only(Operation::Write));
+            let result = merge(&options(&vfs), disk, None, &mut go_on());
+            let injected = vfs.injected_faults();
+            vfs.set_faults(FaultPlan::default());
+            if let Err(error) = &result {
+                failed += u64::from(error.to_string().contains("sharing"));
+                assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+            } else {
+                assert_eq!(injected, 0, "seed {seed}, write {number}: swallowed");
+            }
+            must_hold(&options(&vfs).read_only(true), disk, &content).unwrap();
+            if injected == 0 {
+                break;
+            }
+        }
+    }
+    assert!(failed > 0);
+}
+
+/// Real file systems that share space: a merge takes next to none. To run it, as root:
+/// `cargo test --features sim --test merge -- --ignored --nocapture`.
+#[test]
+#[ignore = "needs root, btrfs-progs and xfsprogs"]
+fn file_systems_that_share_space() {
+    const MIB: u64 = 1 << 20;
+    let names = [("closed.vhd", false, false), ("running.vhd", true, false), ("direct.vhd", true, true)];
+    sharing_file_systems::on_each(1200 * MIB, |kind, folder| {
+        for (name, running, direct) in names {
+            let path = |layer: &str| folder.join(format!("{layer}-{name}"));
+            let mut content = vec![0; 512 * MIB as usize];
+            let mut make =
+                |create: CreateOptions, layer: &str, pieces: &mut dyn Iterator<Item = (u64, u64)>| {
+                    create.create(&path(layer)).unwrap();
+                    let disk = OpenOptions::new().open(&path(layer)).unwrap();
+                    for (offset, length) in pieces {
+                        let piece = &mut content[offset as usize..][..length as usize];
+                        (offset..).zip(piece.iter_mut()).for_each(|(at, byte)| *byte = (at % 251) as u8 + 1);
+                        piece[0] = layer.len() as u8;
+                        disk.write_at(piece, offset).unwrap();
+                    }
+                    disk.close().unwrap();
+                };
+            make(CreateOptions::new(512 * MIB), "base", &mut [(3 * MIB, 192 * MIB)].into_iter());
+            let scattered = &mut (0..512).map(|n| ((n * 389 % 4096) * (128 << 10), 64 << 10));
+            make(CreateOptions::child_of(&path("base")), "middle", scattered);
+            make(CreateOptions::child_of(&path("middle")), "disk", &mut [(8 * MIB + 512, 512)].into_iter());
+            let free = || {
+                assert!(Command::new("sync").arg("-f").arg(folder).status().unwrap().success());
+                HostVfs.open(&path("base"), Access::ReadOnly).unwrap().available_bytes().unwrap().unwrap()
+            };
+            let (before, since) = (free(), Instant::now());
+            let mut go_on = |_: Progress| ControlFlow::Continue(());
+            let options = OpenOptions::new().direct(direct);
+            let merged = match running {
+                false => merge(&options, &path("disk"), None, &mut go_on).unwrap(),
+                true => {
+                    let disk = options.open(&path("disk")).unwrap();
+                    let merged = merge_running(&disk, None, &mut go_on).unwrap();
+                    let mut found = vec![0; content.len()];
+                    disk.read_at(&mut found, 0).unwrap();
+                    assert!(found == content, "{kind}: {name}");
+                    disk.close().unwrap();
+                    merged
+                }
+            };
+            let took = since.elapsed();
+            let space = before.saturating_sub(free());
+            let extents = Command::new("filefrag").arg("-v").arg(path("disk")).output().unwrap();
+            let extents = String::from_utf8_lossy(&extents.stdout).into_owned();
+            let shared = extents.lines().filter(|line| line.contains("shared")).count();
+            println!(
+                "{kind}, {name}: {} bytes taken over in {took:?}, {space} bytes of space, {shared} shared extents",
+                merged.copied
+            );
+            assert!(merged.copied > 200 * MIB && space < 8 * MIB && shared > 0, "{kind}, {name}: {extents}");
+            for layer in ["middle", "base"] {
+                std::fs::remove_file(path(layer)).unwrap();
+            }
+            let disk = OpenOptions::new().open(&path("disk")).unwrap();
+            let mut found = vec![0; content.len()];
+            disk.read_at(&mut found, 0).unwrap();
+            assert!(found == content, "{kind}: {name}");
+            disk.close().unwrap();
+            std::fs::remove_file(path("disk")).unwrap();
+        }
+    });
 }

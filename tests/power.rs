@@ -203,7 +203,9 @@ fn chain_operation(defect: Defect) -> Option<ChainOperation> {
         Defect::HeadersBeforeFirstPage => Some(lost_start),
         Defect::UpgradeKeepsLocators => Some(upgraded_child),
         Defect::TurnedBackCookieCounts | Defect::ReplayOverOthers => Some(turned_back::turned_back),
-        Defect::MergeForgetsShortLayers | Defect::MergeOverwrites => Some(chain_ops::merged),
+        Defect::MergeForgetsShortLayers | Defect::MergeOverwrites | Defect::MergeSharesUnitsInPart => {
+            Some(chain_ops::merged)
+        }
         _ => None,
     }
 }
@@ -214,6 +216,7 @@ fn kill_operation(defect: Defect, operation: ChainOperation) -> Option<String> {
     let few = [
         Defect::MergeForgetsShortLayers,
         Defect::MergeLetsBlocksGo,
+        Defect::MergeSharesUnitsInPart,
         Defect::MergeTakesPartialBlocks,
         Defect::OpenLayerHasNoEnd,
     ]

@@ -124,7 +124,7 @@ impl PooledFile {
     }
 
     /// The file, open.
-    fn open(&self) -> io::Result<Arc<dyn File>> {
+    pub(super) fn open(&self) -> io::Result<Arc<dyn File>> {
         let mut slot = self.slot.file.lock();
         self.slot.used.store(true, Ordering::Relaxed);
         if let Some(file) = &*slot {

@@ -20,6 +20,8 @@ use std::path::{Path, PathBuf};
 pub(crate) struct ParentImage {
     path: PathBuf,
     file: Arc<dyn File>,
+    /// The same, if it is opened when it is needed.
+    pooled: Option<Arc<PooledFile>>,
     file_bytes: u64,
     footer: Footer,
     blocks: Option<Blocks>,
@@ -44,6 +46,7 @@ impl ParentImage {
             return Ok(ParentImage {
                 path: path.to_path_buf(),
                 file,
+                pooled: None,
                 file_bytes,
                 footer,
                 blocks: None,
@@ -60,6 +63,7 @@ impl ParentImage {
         Ok(ParentImage {
             path: path.to_path_buf(),
             file,
+            pooled: None,
             file_bytes: headers.file_bytes,
             footer: decision.footer,
             lineage: decision.superblock.map(|(superblock, _)| superblock.lineage),
@@ -77,7 +81,8 @@ impl ParentImage {
     pub(super) fn in_pool(self, vfs: &Arc<dyn Vfs>) -> Result<Self> {
         let file = PooledFile::new(vfs, &self, Arc::clone(&self.file))
             .map_err(|error| Error::io(&self.path, "asking which file it is", error))?;
-        Ok(ParentImage { file: Arc::new(file), ..self })
+        let file = Arc::new(file);
+        Ok(ParentImage { pooled: Some(Arc::clone(&file)), file, ..self })
     }
 
     /// The file's path.
@@ -93,6 +98,14 @@ impl ParentImage {
     /// Its file.
     pub(crate) fn file(&self) -> &dyn File {
         &*self.file
+    }
+
+    /// Its file, which stays open as long as the value lives.
+    pub(super) fn open_file(&self) -> Result<Arc<dyn File>> {
+        match &self.pooled {
+            None => Ok(Arc::clone(&self.file)),
+            Some(file) => file.open().map_err(|error| Error::io(&self.path, "opening the layer", error)),
+        }
     }
 
     /// Length of its file in bytes.

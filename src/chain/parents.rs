@@ -9,7 +9,7 @@ use super::candidates::{Candidate, Candidates};
 use super::flat::{self, Flat, FlatMap, Place, Run};
 use super::source::{Found, Source};
 use crate::error::{Error, Result};
-use crate::layer::{Below, Layer, Mapping};
+use crate::layer::{Below, Layer, Mapping, Stored};
 use crate::sync::{Arc, AtomicBool, Ordering};
 use crate::vhd::SECTOR;
 use std::ops::Range;
@@ -375,6 +375,21 @@ impl Below for Parents {
             Ok(())
         })?;
         Ok(zero)
+    }
+
+    fn stored(&self, range: Range<u64>, visit: &mut dyn FnMut(Stored)) -> Result<()> {
+        let inside = range.start..range.end.min(self.size);
+        if inside.is_empty() {
+            return Ok(());
+        }
+        self.parts(inside, &mut |(range, place)| {
+            let Some(Place { source, file_offset }) = place else { return Ok(()) };
+            let image = self.sources.get(source as usize).and_then(|source| source.as_parent());
+            if let Some(image) = image {
+                visit(Stored { range, file: image.open_file()?, offset: file_offset });
+            }
+            Ok(())
+        })
     }
 }
 

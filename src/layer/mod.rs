@@ -34,7 +34,7 @@ mod unreplayed;
 mod upgrade;
 mod write;
 
-pub(crate) use below::{Below, Nothing};
+pub(crate) use below::{Below, Nothing, Stored};
 pub(crate) use copies::ends_short;
 pub(crate) use create::{CreateParameters, NewImage, ParentLink, create};
 pub(crate) use fixed::{Fixed, FixedEnd, create_fixed, fixed_footer};

@@ -1,7 +1,7 @@
 //! A file of the simulated file system: its cache, its medium, and what waits between them.
 
 use super::faults::{Fault, Operation};
-use super::pages::{Change, Pages};
+use super::pages::{Change, PAGE, Pages};
 use super::vfs::{SimVfs, Underway};
 use crate::sync::scheduling_point;
 use crate::vfs::{Access, File, FileExt, FileIdentity, FileTime, LockMode};
@@ -263,6 +263,21 @@ impl File for SimFile {
         let mut bytes = vec![0; length as usize];
         let read = source.read_at(&mut bytes, source_offset)?;
         Ok(self.write_at(bytes.get(..read).unwrap_or_default(), offset)? as u64)
+    }
+
+    /// A write in what a crash leaves of it, though no file system would tear it within a block.
+    fn share_from(&self, offset: u64, source: &dyn File, source_offset: u64, length: u64) -> io::Result<()> {
+        let whole = |at: u64| at.is_multiple_of(PAGE as u64);
+        if self.vfs.kind().no_clones || ![offset, source_offset, length].into_iter().all(whole) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        if source_offset + length > source.length()? {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        self.vfs.state().counts.shares += 1;
+        let mut bytes = vec![0; length as usize];
+        source.read_or_zero_at(&mut bytes, source_offset)?;
+        (self as &dyn File).write_all_at(&bytes, offset)
     }
 
     fn allocated_bytes(&self) -> io::Result<u64> {

@@ -55,6 +55,8 @@ pub struct Counts {
     pub punches: u64,
     /// Changes of a file's length.
     pub set_lengths: u64,
+    /// Ranges that were to share the space of another file's; each of them is a read and a write as well.
+    pub shares: u64,
 }
 
 /// What the file system can do. The default is all of it.
@@ -64,7 +66,7 @@ pub struct FileSystem {
     pub no_exchange: bool,
     /// It has no [`Vfs::create_nameless`].
     pub no_nameless_files: bool,
-    /// It has no [`File::clone_whole`].
+    /// It has no [`File::clone_whole`], and no [`File::share_from`].
     pub no_clones: bool,
     /// It has no [`File::copy_from`].
     pub no_copies: bool,

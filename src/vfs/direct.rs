@@ -305,6 +305,23 @@ impl File for DirectFile {
         self.cached.next_data(offset)
     }
 
+    /// By way of the descriptor that goes through the cache, which the kernel empties of what is replaced.
+    fn share_from(
+        &self,
+        mut offset: u64,
+        source: &dyn File,
+        mut source_offset: u64,
+        mut length: u64,
+    ) -> io::Result<()> {
+        while length > 0 {
+            let part = length.min(REGION_BYTES - offset % REGION_BYTES);
+            let _alone = self.region(offset)?.write();
+            self.cached.share_from(offset, source, source_offset, part)?;
+            (offset, source_offset, length) = (offset + part, source_offset + part, length - part);
+        }
+        Ok(())
+    }
+
     fn allocated_bytes(&self) -> io::Result<u64> {
         self.cached.allocated_bytes()
     }

@@ -1,6 +1,6 @@
 //! The operating system's files (Linux).
 
-use super::{Access, DirectVfs, File, FileIdentity, FileTime, LockMode, Vfs, holder, lock};
+use super::{Access, DirectVfs, File, FileIdentity, FileTime, LockMode, Vfs, holder, lock, share};
 use rustix::fs::{
     Advice, AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags, SeekFrom,
     Timespec, Timestamps, UTIME_OMIT,
@@ -303,6 +303,11 @@ impl File for HostFile {
             length,
         )?;
         Ok(copied as u64)
+    }
+
+    fn share_from(&self, offset: u64, source: &dyn File, source_offset: u64, length: u64) -> io::Result<()> {
+        let source = source.as_fd().ok_or(io::ErrorKind::Unsupported)?;
+        share::share(&self.fd, offset, source, source_offset, length)
     }
 
     fn allocated_bytes(&self) -> io::Result<u64> {

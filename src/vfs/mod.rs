@@ -8,6 +8,7 @@ mod direct;
 mod holder;
 mod host;
 mod lock;
+mod share;
 mod zeros;
 
 use std::ffi::{OsStr, OsString};
@@ -172,6 +173,15 @@ pub trait File: Send + Sync + fmt::Debug {
     /// `length` bytes, and returns how many. The file system may share the space, or have a server copy. Fails where it cannot
     /// do either.
     fn copy_from(&self, offset: u64, source: &dyn File, source_offset: u64, length: u64) -> io::Result<u64> {
+        let _ = (offset, source, source_offset, length);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Makes `length` bytes at `offset` hold what stands in `source` from `source_offset` on, with the space that they have there:
+    /// nothing is copied until one of them changes, and holes stay holes. Otherwise it is a write like any other: the next sync makes
+    /// it durable, and after an error any part of it may have been done. Fails with `Unsupported`, and changes nothing, where the file
+    /// system cannot share these ranges: most can share none, the others only whole blocks of theirs, of 4 KiB as a rule.
+    fn share_from(&self, offset: u64, source: &dyn File, source_offset: u64, length: u64) -> io::Result<()> {
         let _ = (offset, source, source_offset, length);
         Err(io::ErrorKind::Unsupported.into())
     }

@@ -2,7 +2,7 @@
 
 use cowvhd::check::{Severity, check};
 use cowvhd::convert::Progress;
-use cowvhd::sim::{Bounds, CrashPoint, CrashState, History, Rng, SimVfs, Underway};
+use cowvhd::sim::{Bounds, CrashPoint, CrashState, FileSystem, History, Rng, SimVfs, Underway};
 use cowvhd::snapshot::SnapshotName;
 use cowvhd::vfs::{Access, Vfs};
 use cowvhd::vhd::{DiskType, Footer};
@@ -152,7 +152,8 @@ pub fn shrink(vfs: &SimVfs, path: &Path, size: u64) {
 }
 
 /// A chain from the root up, with what its top shows: layers `/vm@N.vhd` and `/vm.vhd` on top. Some layers are shorter than those
-/// beneath them, so that they hide those with zeros; the top may have been left without closing it.
+/// beneath them, so that they hide those with zeros; the top may have been left without closing it. With an odd seed files cannot
+/// share space.
 pub struct Chain {
     pub vfs: SimVfs,
     pub layers: Vec<PathBuf>,
@@ -163,6 +164,7 @@ impl Chain {
     pub fn random(seed: u64, most: u64) -> Self {
         let mut rng = Rng::new(seed);
         let vfs = SimVfs::new(seed);
+        vfs.set_kind(FileSystem { no_clones: seed % 2 == 1, ..FileSystem::default() });
         let depth = 2 + rng.below(most - 1) as usize;
         let mut layers: Vec<PathBuf> = Vec::new();
         let mut content = vec![0; SIZE as usize];
