@@ -12,6 +12,10 @@ use crate::vhd::UniqueId;
 use std::io;
 use std::path::{Path, PathBuf};
 
+const CROWDED: &str =
+    "it has no room to note its children in: convert it (`cowvhd convert`) and use the copy";
+const FOREIGN: &str = "it was made by another program and has no room to note its children in: run `cowvhd upgrade` on it first";
+
 /// The place of an image's registry.
 #[derive(Debug)]
 pub(crate) struct Children<'a> {
@@ -47,19 +51,18 @@ impl<'a> Children<'a> {
         let decision = Headers::read(file, path)?.decide(path)?;
         let offsets = decision.superblock.filter(|(superblock, _)| !superblock.is_temporary());
         let offsets = offsets.and_then(|(superblock, _)| registry_offsets(superblock.ring_offset));
-        let offsets = offsets.ok_or_else(|| Error::Unsupported {
-            path: path.to_path_buf(),
-            what: "it has no room to note its children in: convert it (`cowvhd convert`) and use the copy"
-                .into(),
-        })?;
+        let offsets = offsets.ok_or_else(|| no_room(path, CROWDED))?;
         Ok(Children { file, path, disk_id: decision.footer.unique_id, offsets })
     }
 
     /// The registry of an image that is open for writing.
     pub(crate) fn of_layer(layer: &'a Layer) -> Result<Self> {
         // One made elsewhere has its ring, and nothing else of ours, at its end.
-        let own_ring = layer.place().temporary.is_none().then_some(layer.place().ring_offset);
-        let offsets = own_ring.and_then(registry_offsets).ok_or_else(|| no_room(layer.path()))?;
+        if layer.place().temporary.is_some() {
+            return Err(no_room(layer.path(), FOREIGN));
+        }
+        let offsets =
+            registry_offsets(layer.place().ring_offset).ok_or_else(|| no_room(layer.path(), CROWDED))?;
         let disk_id = layer.footer().unique_id;
         Ok(Children { file: &**layer.file(), path: layer.path(), disk_id, offsets })
     }
@@ -166,10 +169,8 @@ impl<'a> Children<'a> {
     }
 }
 
-fn no_room(path: &Path) -> Error {
-    let what =
-        "it has no room to note its children in: convert it (`cowvhd convert`) and use the copy".into();
-    Error::Unsupported { path: path.to_path_buf(), what }
+fn no_room(path: &Path, what: &str) -> Error {
+    Error::Unsupported { path: path.to_path_buf(), what: what.into() }
 }
 
 /// Opens a sealed image for a change of its registry, also where its mode forbids writing.

@@ -11,7 +11,7 @@ use super::seal::{self, Seal};
 use super::session::{Session, SessionCore};
 use super::table::{Survey, entries_crc};
 use crate::defect::{self, Defect};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ext::{DataCrcs, Fingerprint, Lineage, SessionId, State, Superblock};
 use crate::journal::Failure;
 use crate::vfs::{Access, FileExt, FileTime};
@@ -63,7 +63,7 @@ impl Layer {
 
     /// Seals the image: like [`Layer::close`], with the seal, and what it holds can be read on through this layer, beside
     /// others. From the call on nothing can be changed; no write may be under way. After a failure the disk is stopped, and the
-    /// next open says whether the seal counts.
+    /// next open says whether the seal counts. Not for an image made elsewhere, which has no registry of children either.
     pub(crate) fn seal(&self, seal: &Seal) -> Result<()> {
         self.end_sealed(|superblock| (seal.put_into(&superblock.lineage), seal.modified))
     }
@@ -75,10 +75,6 @@ impl Layer {
 
     fn end_sealed(&self, end: impl FnOnce(&Superblock) -> (Lineage, FileTime)) -> Result<()> {
         let session = self.session()?;
-        if self.place.temporary.is_some() {
-            let what = "it was made by another program and has no place for a seal: run `cowvhd upgrade` on it first";
-            return Err(Error::Unsupported { path: self.path.clone(), what: what.into() });
-        }
         let _one_at_a_time = session.closing.lock();
         self.check_open()?;
         session.seal();

@@ -37,8 +37,8 @@ impl Layer {
         session.check(&self.path)?;
         self.check_open()?;
         if self.place.temporary.is_some() {
-            let what = "it was made by another program and has no room for other parent locators: convert it \
-                        (`cowvhd convert`) and use the copy";
+            let what = "it was made by another program and has no room for other parent locators: run \
+                        `cowvhd upgrade` on it first";
             return Err(Error::Unsupported { path: self.path.clone(), what: what.into() });
         }
         if !defect::active(Defect::RepointWithoutFlush) {
