@@ -227,7 +227,8 @@ impl Record<'_> {
             &[u8],
         ) = match *self {
             Record::Alloc { block, slot, allocation, bitmap_set } => {
-                (RECORD_ALLOC, u16::from(bitmap_set) * FLAG_BITMAP_SET, block, slot, allocation, 0, 0, &[])
+                let flags = if bitmap_set { FLAG_BITMAP_SET } else { 0 };
+                (RECORD_ALLOC, flags, block, slot, allocation, 0, 0, &[])
             }
             Record::Free { block, slot } => (RECORD_FREE, 0, block, slot, 0, 0, 0, &[]),
             Record::Bits { slot, allocation, first_sector, sectors } => {

@@ -229,6 +229,12 @@ mod tests {
         assert!((1_044_480 + 2_000..1_044_480 + 2_100).contains(&slots), "{slots}");
     }
 
+    /// FORMAT.md says it in digits: the tests of its bounds, elsewhere, take the constant.
+    #[test]
+    fn the_highest_counter() {
+        assert_eq!(MAX_COUNTER, 0x7fff_ffff_ffff_ffff);
+    }
+
     /// The worked example of FORMAT.md, "Slots".
     #[test]
     fn the_first_slots_of_a_new_image() {

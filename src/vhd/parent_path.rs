@@ -189,6 +189,8 @@ mod tests {
             assert_eq!(error.field, "payload", "{text:?}");
             assert!(error.to_string().len() < 400, "{error}");
         }
+        let longest = "a".repeat(4096);
+        assert_eq!(parse(&longest), Ok(ParentPath::Relative(longest.into())));
     }
 
     #[test]
