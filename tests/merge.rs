@@ -25,7 +25,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 #[test]
 fn merging_keeps_what_the_disk_shows_at_every_step() {
@@ -99,7 +99,11 @@ fn space_is_looked_at_first() {
     for seed in 0..20 {
         let Chain { vfs, layers, content } = Chain::random(seed, 4);
         let says = |bytes| {
-            vfs.set_kind(FileSystem { available_bytes: Some(bytes), ..FileSystem::default() });
+            vfs.set_kind(FileSystem {
+                available_bytes: Some(bytes),
+                no_clones: true,
+                ..FileSystem::default()
+            });
         };
         says(4096);
         let mut copied = 0;
@@ -269,6 +273,38 @@ fn sectors_of_its_own_are_not_shared_away() {
     assert!(shares > 20, "{shares}");
 }
 
+/// What is shared needs no space: a file system that has less left than the data takes is enough, and one byte less than what is copied is
+/// not.
+#[test]
+fn space_is_needed_for_what_is_copied_alone() {
+    const BLOCK: u64 = 256 << 10;
+    let vfs = SimVfs::new(1);
+    let [below, top] = ["/vm@a.vhd", "/vm.vhd"].map(Path::new);
+    for (path, create) in [(below, CreateOptions::new(4 * BLOCK)), (top, CreateOptions::child_of(below))] {
+        let create = create.test_geometry(BLOCK as u32, 128 << 10).vfs(Arc::new(vfs.clone()));
+        create.create(path).unwrap();
+        let disk = options(&vfs).open(path).unwrap();
+        if path == below {
+            // All of a block, and a sector of another one.
+            disk.write_at(&[1; BLOCK as usize], 0).unwrap();
+            disk.write_at(&[2; 512], 2 * BLOCK).unwrap();
+        }
+        disk.close().unwrap();
+    }
+    let merged = |available, no_clones| {
+        vfs.set_kind(FileSystem { available_bytes: Some(available), no_clones, ..FileSystem::default() });
+        merge(&options(&vfs), top, None, &mut |_| ControlFlow::Continue(()))
+            .map_err(|error| (error.kind(), error.to_string()))
+    };
+    // The sector is a unit, and each block has a page.
+    let (copied, all) = (4096 + 2 * 4096, BLOCK + 4096 + 2 * 4096);
+    let (kind, said) = merged(all - 1, true).unwrap_err();
+    assert!(kind == ErrorKind::NoSpace && said.contains(&format!("up to {all} bytes")), "{said}");
+    let (kind, said) = merged(copied - 1, false).unwrap_err();
+    assert!(kind == ErrorKind::NoSpace && said.contains(&format!("up to {copied} bytes")), "{said}");
+    merged(copied, false).unwrap();
+}
+
 /// Whatever fails, the disk shows what it did; only a lack of space or of the ability is made up for by a copy.
 #[test]
 fn a_share_that_fails_is_an_error() {
@@ -298,14 +334,14 @@ fn a_share_that_fails_is_an_error() {
     assert!(failed > 0);
 }
 
-/// Real file systems that share space: a merge takes next to none. To run it, as root:
+/// Real file systems that share space: a merge takes next to none, and begins where there is not enough for a copy. To run it, as root:
 /// `cargo test --features sim --test merge -- --ignored --nocapture`.
 #[test]
 #[ignore = "needs root, btrfs-progs and xfsprogs"]
 fn file_systems_that_share_space() {
     const MIB: u64 = 1 << 20;
     let names = [("closed.vhd", false, false), ("running.vhd", true, false), ("direct.vhd", true, true)];
-    sharing_file_systems::on_each(1200 * MIB, |kind, folder| {
+    sharing_file_systems::on_each(400 * MIB, |kind, folder| {
         for (name, running, direct) in names {
             let path = |layer: &str| folder.join(format!("{layer}-{name}"));
             let mut content = vec![0; 512 * MIB as usize];
@@ -329,14 +365,22 @@ fn file_systems_that_share_space() {
                 assert!(Command::new("sync").arg("-f").arg(folder).status().unwrap().success());
                 HostVfs.open(&path("base"), Access::ReadOnly).unwrap().available_bytes().unwrap().unwrap()
             };
-            let (before, since) = (free(), Instant::now());
+            let (before, mut took) = (free(), Duration::ZERO);
+            assert!(before < 224 * MIB, "{kind}: there is space for a copy: {before}");
             let mut go_on = |_: Progress| ControlFlow::Continue(());
             let options = OpenOptions::new().direct(direct);
             let merged = match running {
-                false => merge(&options, &path("disk"), None, &mut go_on).unwrap(),
+                false => {
+                    let since = Instant::now();
+                    let merged = merge(&options, &path("disk"), None, &mut go_on).unwrap();
+                    took += since.elapsed();
+                    merged
+                }
                 true => {
                     let disk = options.open(&path("disk")).unwrap();
+                    let since = Instant::now();
                     let merged = merge_running(&disk, None, &mut go_on).unwrap();
+                    took += since.elapsed();
                     let mut found = vec![0; content.len()];
                     disk.read_at(&mut found, 0).unwrap();
                     assert!(found == content, "{kind}: {name}");
@@ -344,7 +388,6 @@ fn file_systems_that_share_space() {
                     merged
                 }
             };
-            let took = since.elapsed();
             let space = before.saturating_sub(free());
             let extents = Command::new("filefrag").arg("-v").arg(path("disk")).output().unwrap();
             let extents = String::from_utf8_lossy(&extents.stdout).into_owned();

@@ -101,7 +101,7 @@ impl ParentImage {
     }
 
     /// Its file, which stays open as long as the value lives.
-    pub(super) fn open_file(&self) -> Result<Arc<dyn File>> {
+    pub(crate) fn open_file(&self) -> Result<Arc<dyn File>> {
         match &self.pooled {
             None => Ok(Arc::clone(&self.file)),
             Some(file) => file.open().map_err(|error| Error::io(&self.path, "opening the layer", error)),

@@ -19,6 +19,11 @@ use std::ops::Range;
 /// Pieces below this part of a block are copied: each that is shared is an extent more to the file system. Of blocks of 2 MiB, 64 KiB.
 const LEAST_SHARED_PART: u64 = 32;
 
+/// What stands in one piece of at least so many bytes beneath a layer with blocks of `block_bytes` is shared, where it can be.
+pub(crate) fn least_shared(block_bytes: u64) -> u64 {
+    (block_bytes / LEAST_SHARED_PART).max(UNIT_BYTES)
+}
+
 impl Layer {
     /// Copies up what of bytes `range` of `block`, which is whole units, is not here. Returns how many bytes that was. Where it fails
     /// for lack of space it may succeed after [`Layer::reclaim`].
@@ -113,7 +118,7 @@ impl WriteGuard<'_> {
             return Ok(found);
         }
         let start = layer.guest_offset(self.block);
-        let least = (u64::from(layer.place.block_bytes) / LEAST_SHARED_PART).max(UNIT_BYTES);
+        let least = least_shared(layer.place.block_bytes.into());
         layer.locate(self.block, run, &mut |part, located| {
             // Another tool has written a part of a unit.
             if located != Located::Absent {

@@ -280,6 +280,10 @@ impl File for SimFile {
         (self as &dyn File).write_all_at(&bytes, offset)
     }
 
+    fn shares_with(&self, _source: &dyn File) -> bool {
+        !self.vfs.kind().no_clones
+    }
+
     fn allocated_bytes(&self) -> io::Result<u64> {
         self.with(|file| file.cache.allocated_bytes())
     }

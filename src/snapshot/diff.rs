@@ -220,16 +220,24 @@ fn decide(
     Ok(undecided)
 }
 
-/// The ranges of a window in which `layers`, from the newest down, hold data where `top` holds nothing.
+/// Calls `visit` with the ranges of a window in which `layers`, from the newest down, hold data where `top` holds nothing, and
+/// with the number of the layer.
 pub(super) fn missing_data(
     top: &View<'_>,
     layers: &[View<'_>],
     window: Range<u64>,
-) -> Result<Vec<Range<u64>>> {
-    let (mut own, mut found) = (Vec::new(), Vec::new());
-    let absent = decide(std::slice::from_ref(top), window.clone(), vec![window.clone()], &mut own)?;
-    decide(layers, window, absent, &mut found)?;
-    Ok(found.into_iter().filter(|(_, kind)| *kind == ChangeKind::Data).map(|(range, _)| range).collect())
+    visit: &mut dyn FnMut(usize, Range<u64>) -> Result<()>,
+) -> Result<()> {
+    let mut own = Vec::new();
+    let mut absent = decide(std::slice::from_ref(top), window.clone(), vec![window.clone()], &mut own)?;
+    for (number, layer) in layers.iter().enumerate() {
+        let mut found = Vec::new();
+        absent = decide(std::slice::from_ref(layer), window.clone(), absent, &mut found)?;
+        for (range, _) in found.into_iter().filter(|(_, kind)| *kind == ChangeKind::Data) {
+            visit(number, range)?;
+        }
+    }
+    Ok(())
 }
 
 /// Moves what of `undecided` is in `decided` to `found`; returns the rest. All in order.

@@ -112,7 +112,7 @@ pub(super) fn merge_into_leaf(
     let parent = images.get(count).copied();
     let views: Vec<View<'_>> = merged.iter().map(|image| View::Parent(image)).collect();
     let block_bytes = u64::from(merging.block_bytes());
-    check_space(merging.leaf(), &views, size, block_bytes)?;
+    check_space(merging.leaf(), merged, size, block_bytes)?;
     let mut fill = |block, range| merging.fill(block, range);
     let mut copy = |done, copied| report(Phase::Copy, done, copied);
     // Without a parent zeros need nothing to hide.
@@ -157,7 +157,7 @@ pub(super) fn merge_layer(
     let mut report = reporting(path, size, progress);
     let parent = images.get(count).copied();
     let views: Vec<View<'_>> = merged.iter().map(|image| View::Parent(image)).collect();
-    check_space(layer, &views, size, block_bytes)?;
+    check_space(layer, merged, size, block_bytes)?;
     let mut fill = fill_alone(layer, below);
     let mut copy = |done, copied| report(Phase::Copy, done, copied);
     // Without a parent zeros need nothing to hide.

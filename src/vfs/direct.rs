@@ -322,6 +322,10 @@ impl File for DirectFile {
         Ok(())
     }
 
+    fn shares_with(&self, source: &dyn File) -> bool {
+        self.cached.shares_with(source)
+    }
+
     fn allocated_bytes(&self) -> io::Result<u64> {
         self.cached.allocated_bytes()
     }

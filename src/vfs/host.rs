@@ -310,6 +310,10 @@ impl File for HostFile {
         share::share(&self.fd, offset, source, source_offset, length)
     }
 
+    fn shares_with(&self, source: &dyn File) -> bool {
+        source.as_fd().is_some_and(|source| share::is_possible(&self.fd, source))
+    }
+
     fn allocated_bytes(&self) -> io::Result<u64> {
         // st_blocks counts units of 512 bytes, whatever the file system's block size.
         u64::try_from(rustix::fs::fstat(&self.fd)?.st_blocks)

@@ -186,6 +186,12 @@ pub trait File: Send + Sync + fmt::Debug {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    /// Whether [`File::share_from`] can be expected to share ranges of `source`; some may be refused all the same.
+    fn shares_with(&self, source: &dyn File) -> bool {
+        let _ = source;
+        false
+    }
+
     /// Bytes of the medium that the file occupies.
     fn allocated_bytes(&self) -> io::Result<u64>;
 

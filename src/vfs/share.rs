@@ -42,10 +42,7 @@ pub(super) fn share(
     if length == 0 {
         return Ok(());
     }
-    let range = Range { source: source.as_raw_fd().into(), source_offset, length, offset };
-    // SAFETY: see above.
-    let shared = unsafe { ioctl(target, Setter::<CLONE_RANGE, Range>::new(range)) };
-    match shared {
+    match clone(target, offset, source, source_offset, length) {
         Ok(()) => Ok(()),
         // It has no such call, or not for these files or ranges; or a sandbox forbids it.
         Err(
@@ -60,6 +57,25 @@ pub(super) fn share(
         ) => Err(io::ErrorKind::Unsupported.into()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Whether the file system can share parts of these files.
+pub(super) fn is_possible(target: impl AsFd, source: BorrowedFd<'_>) -> bool {
+    /// No file is so long: whoever can share says that the call makes no sense, and everybody else that it cannot be made.
+    const NOWHERE: u64 = 1 << 62;
+    clone(target, 0, source, NOWHERE, 4096) == Err(Errno::INVAL)
+}
+
+fn clone(
+    target: impl AsFd,
+    offset: u64,
+    source: BorrowedFd<'_>,
+    source_offset: u64,
+    length: u64,
+) -> Result<(), Errno> {
+    let range = Range { source: source.as_raw_fd().into(), source_offset, length, offset };
+    // SAFETY: see above.
+    unsafe { ioctl(target, Setter::<CLONE_RANGE, Range>::new(range)) }
 }
 
 #[cfg(test)]
