@@ -267,6 +267,71 @@ fn a_repair_of_what_the_journal_says_lasts() {
     assert!(repaired > 3, "{repaired}");
 }
 
+/// What a disk shows, if it opens.
+fn shown(vfs: &SimVfs) -> Option<Vec<u8>> {
+    let disk = options_of(vfs).read_only(true).open(Path::new(PATH)).ok()?;
+    let mut content = vec![0xee; disk.size() as usize];
+    disk.read_at(&mut content, 0).unwrap();
+    Some(content)
+}
+
+/// Whether all but so many blocks are what they were, and what is missing of those is zeros, unless a parent shows through.
+fn kept(before: &[u8], now: &[u8], lost: u64, zeros: bool) -> bool {
+    let blocks = before.chunks(BLOCK_BYTES as usize).zip(now.chunks(BLOCK_BYTES as usize));
+    let different: Vec<_> = blocks.filter(|(before, now)| before != now).collect();
+    let cut = |(before, now): &(&[u8], &[u8])| {
+        before.iter().zip(*now).all(|(before, now)| before == now || *now == 0)
+    };
+    different.len() as u64 <= lost && (!zeros || different.iter().all(cut))
+}
+
+/// An image that was left open and then cut: what was there is repaired in one go, or nothing is touched; a check after it finds nothing
+/// that the repair did not speak of.
+#[test]
+fn a_repair_of_an_open_image_that_was_cut_leaves_nothing_behind() {
+    let stride = u64::from(BLOCK_BYTES) + 4096;
+    let (mut sound, mut left) = (0, 0);
+    for (number, base) in bases::all().iter().enumerate() {
+        let length = base.to_vfs(1).content(Path::new(PATH)).unwrap().len() as u64;
+        let cuts =
+            (1..=6).flat_map(|blocks| [-4096, -512, 0, 1, 512].map(|more| (blocks * stride) as i64 + more));
+        for cut in [1, 511, 512, 4096].into_iter().chain(cuts) {
+            let Some(shorter) = length.checked_sub(cut as u64) else { continue };
+            let vfs = base.to_vfs(1);
+            let file = vfs.open(Path::new(PATH), Access::ReadWrite).unwrap();
+            file.set_len(shorter).unwrap();
+            file.sync_data().unwrap();
+            drop(file);
+            let (before, shown) = (vfs.content_hash(Path::new(PATH)), shown(&base.to_vfs(1)));
+            let at = format!("base {number} of {length} bytes, cut by {cut}");
+            let shared = || Arc::new(vfs.clone());
+            let run = |undo| repair(shared(), Path::new(PATH), Consent::All, Path::new(undo));
+            let Ok(first) = run("/first") else {
+                assert_eq!(vfs.content_hash(Path::new(PATH)), before, "{at}: changed, and refused");
+                continue;
+            };
+            let report = check(shared(), Path::new(PATH)).unwrap();
+            if first.is_sound() {
+                assert!(report.is_sound(), "{at}: {:?} leaves {:?}", first.steps, report.findings());
+                sound += 1;
+                let left = shown.zip(self::shown(&vfs));
+                let zeros = vfs.content(Path::new(guest::PARENT)).is_none();
+                let lost = cut as u64 / stride + 2;
+                assert!(left.is_none_or(|(before, now)| kept(&before, &now, lost, zeros)), "{at}");
+            } else {
+                // Of a fixed disk the footer is gone, of one made elsewhere the journal that stood at the end.
+                let gone = report.count(Code::HeadersLost) + report.count(Code::JournalLost);
+                assert!(gone > 0, "{at}: {:?} leaves {:?}", first.steps, report.findings());
+                left += 1;
+            }
+            let second = run("/second").unwrap();
+            assert!(!second.changes(), "{at}: {:?}, then {:?}", first.steps, second.steps);
+        }
+    }
+    println!("{sound} repaired, {left} not");
+    assert!(sound > 100, "{sound}");
+}
+
 /// Superblocks of a temporary journal that claimed a seal: the first open finished that seal, and said that the image was sealed; the next
 /// one opened it.
 #[test]

@@ -100,7 +100,7 @@ codes! {
         "both superblocks claim to be the newest; B counts",
         "-p: both are written again";
     SuperblocksLost "superblocks-lost" Risk,
-        "none is lost; the disk is not opened for writing",
+        "none is lost; the disk counts as one that another program made, without the journal and the seal that it had",
         "-y: both are made again from the header, the table and the block headers";
     SuperblockOther "superblock-other-disk" Note,
         "none is lost; another program gave the disk a new unique id, so that it is an ordinary VHD now",
@@ -152,7 +152,7 @@ codes! {
         "-p: the table is made again from the block headers, which give exactly what the last close left";
     BatRange "bat-range" Corruption,
         "the block cannot be read: its entry points past the end of the file",
-        "-y: the entry is taken from the block's header, or else cleared: the block reads as zeros";
+        "-y: the entry is taken from the block's header, or else cleared: the block reads as zeros; of one that the end of the file cuts, what is left of it stays";
     BatMetadata "bat-metadata" Corruption,
         "the block cannot be read: its entry points into metadata",
         "-y: the entry is taken from the block's header, or else cleared: the block reads as zeros";

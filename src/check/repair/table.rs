@@ -64,6 +64,8 @@ fn bad_entries(image: &Image, file: &dyn File, path: &Path) -> Result<Vec<Work>>
     let mut cleared = Changes::new();
     let mut shared = Vec::new();
     let mut kept_short = Vec::new();
+    // Slots whose headers would bring cleared entries back.
+    let mut stale = Vec::new();
     let bad: BTreeSet<u32> = image.bad_entries.iter().chain(&image.bad_pages).copied().collect();
     for &block in &bad {
         let entry = entry_of(block);
@@ -71,6 +73,12 @@ fn bad_entries(image: &Image, file: &dyn File, path: &Path) -> Result<Vec<Work>>
         match found.get(block) {
             Some(right) if right.slot != entry => {
                 moved.insert(block, right.slot);
+            }
+            // Its header is right, and the file was cut behind that.
+            Some(_) if is_bad_entry && can_be_completed(image, entry) => kept_short.push(block),
+            Some(_) if is_bad_entry && is_cut(image, entry) => {
+                cleared.insert(block, vhd::UNALLOCATED);
+                stale.push(entry);
             }
             Some(_) => {}
             None if holder.contains_key(&entry) && image.place().slot_index(entry).is_some() => {
@@ -109,7 +117,10 @@ fn bad_entries(image: &Image, file: &dyn File, path: &Path) -> Result<Vec<Work>>
         let names: Vec<u32> = cleared.keys().copied().collect();
         let what = format!("clear the entries of {}, which read as zeros then", blocks(&names));
         // Both kinds in one write of each page.
-        works.push(change(image, what, &moved.iter().chain(&cleared).map(|(&b, &e)| (b, e)).collect()));
+        let mut work = change(image, what, &moved.iter().chain(&cleared).map(|(&b, &e)| (b, e)).collect());
+        let (place, file_bytes) = (image.place(), image.inspection.headers.file_bytes);
+        work.punches.extend(stale.iter().map(|&entry| place.block_page_offset(entry)..file_bytes));
+        works.push(work);
     }
     if works.is_empty() && !kept_short.is_empty() {
         works.extend(complete(image, &kept_short));
@@ -120,6 +131,11 @@ fn bad_entries(image: &Image, file: &dyn File, path: &Path) -> Result<Vec<Work>>
     Ok(works)
 }
 
+/// Whether a block ends past the end of the file.
+fn is_cut(image: &Image, entry: u32) -> bool {
+    image.place().block_end(entry) > image.inspection.headers.file_bytes
+}
+
 /// Whether a block starts in the file, behind all metadata, and only ends past it: the file was cut.
 fn can_be_completed(image: &Image, entry: u32) -> bool {
     let place = image.place();
@@ -128,7 +144,7 @@ fn can_be_completed(image: &Image, entry: u32) -> bool {
     image.inspection.decision.condition == Condition::Clean
         && start >= place.table_end()
         && start + place.bitmap_bytes() < file_bytes
-        && place.block_end(entry) > file_bytes
+        && is_cut(image, entry)
         && last.clone().all(|&other| {
             place.block_end(other) <= start || place.bitmap_offset(other) >= place.block_end(entry)
         })
