@@ -16,6 +16,7 @@ use cowvhd::vhd::{
 };
 use cowvhd::{CreateOptions, ErrorKind, OpenOptions};
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -283,9 +284,14 @@ fn a_disk_with_another_unique_id_is_not_the_parent() {
 fn a_parent_of_another_time_is_read() {
     let place = Place::new();
     Image::root(2, 0xbb).write(&place.inside("base.vhd"));
-    let child = Image::child(1, 2, "base.vhd");
-    assert!(place.read(&child) == filled(&[1, 0xbb, 0xbb, 0xbb]));
-    assert_eq!(DynamicHeader::parse(&child.bytes()[512..1536]).unwrap().parent_timestamp, Timestamp(0));
+    let (path, mut child) = (place.inside("child.vhd"), Image::child(1, 2, "base.vhd").bytes());
+    let mut header = DynamicHeader::parse(&child[512..1536]).unwrap();
+    for stamp in [0, 1, 699_999_999, u32::MAX] {
+        header.parent_timestamp = Timestamp(stamp);
+        child[512..1536].copy_from_slice(&header.to_bytes());
+        fs::write(&path, &child).unwrap();
+        assert!(content(OpenOptions::new(), &path) == filled(&[1, 0xbb, 0xbb, 0xbb]), "{stamp}");
+    }
 }
 
 #[test]
@@ -323,6 +329,71 @@ fn a_parent_that_is_being_written_to_or_was_not_closed_is_refused() {
     let error = OpenOptions::new().open(&child).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
     assert!(error.to_string().contains("it is the parent of another image, and was not closed"), "{error}");
+}
+
+/// Of a parent; the second file is what it was before it got its child.
+type Change = fn(&Path, &Path);
+
+/// What a parent held when it got its child, its seal says, and of a fixed disk its length.
+#[test]
+fn a_parent_that_was_changed_after_the_snapshot_is_refused() {
+    let size = 8 << 20;
+    let changes: [(&str, bool, Change); 4] = [
+        ("it is not sealed any more", false, |base, before| {
+            replace(base, before);
+            let disk = OpenOptions::new().open(base).unwrap();
+            disk.write_at(&[3; 512], 0).unwrap();
+            disk.close().unwrap();
+        }),
+        ("it was sealed anew since", false, |base, before| {
+            replace(base, before);
+            CreateOptions::child_of(base).create(&base.with_extension("other")).unwrap();
+        }),
+        ("another program has placed blocks in it since it was sealed", false, |base, _| {
+            make_writable(base);
+            let file = fs::File::options().read(true).write(true).open(base).unwrap();
+            let end = file.metadata().unwrap().len() - 512;
+            let footer = fs::read(base).unwrap()[..512].to_vec();
+            file.write_all_at(&[0xff; 512], end).unwrap();
+            file.write_all_at(&footer, end + 512 + (2 << 20)).unwrap();
+            file.write_all_at(&((end / 512) as u32).to_be_bytes(), 3 << 20).unwrap();
+        }),
+        ("has 8389632 bytes, and had 8389120 when the image was made over it", true, |base, _| {
+            make_writable(base);
+            let mut bytes = fs::read(base).unwrap();
+            let mut footer = Footer::parse(&bytes[bytes.len() - 512..]).unwrap();
+            footer.current_size += 512;
+            bytes.extend(footer.to_bytes());
+            fs::write(base, bytes).unwrap();
+        }),
+    ];
+    for (text, fixed, change) in changes {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let options = CreateOptions::new(size);
+        if fixed { options.fixed() } else { options }.create(&at("base.vhd")).unwrap();
+        fs::copy(at("base.vhd"), at("before")).unwrap();
+        CreateOptions::child_of(&at("base.vhd")).create(&at("disk.vhd")).unwrap();
+        change(&at("base.vhd"), &at("before"));
+        let before = [fs::read(at("base.vhd")).unwrap(), fs::read(at("disk.vhd")).unwrap()];
+        for read_only in [true, false] {
+            let error = OpenOptions::new().read_only(read_only).open(&at("disk.vhd")).map(drop).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+            assert!(error.to_string().contains(text), "{error}, without: {text}");
+        }
+        assert!([fs::read(at("base.vhd")).unwrap(), fs::read(at("disk.vhd")).unwrap()] == before);
+    }
+}
+
+fn make_writable(path: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
+}
+
+fn replace(path: &Path, by: &Path) {
+    fs::remove_file(path).unwrap();
+    fs::copy(by, path).unwrap();
+    make_writable(path);
 }
 
 #[test]

@@ -223,6 +223,29 @@ fn expected(name: &str) -> Opening {
     }
 }
 
+/// What opening for writing says of an image that can only be read.
+fn read_only_because(name: &str) -> Option<&'static str> {
+    match name {
+        "a sparse table of 4 GiB of zeros" => Some("its block table is too long to be written to"),
+        "footers that disagree, each with a right checksum" => {
+            Some("the footers at the start and at the end differ (current size), that at the start counts")
+        }
+        "the copy at the start does not fit the file" => {
+            Some("the footers at the start and at the end differ (current size), that at the end counts")
+        }
+        "wrong checksum of the footer copy" => {
+            Some("the start of the file is damaged (footer: field checksum (byte 64) is 0xfffff7c6, expected")
+        }
+        "a cookie turned back in an image made elsewhere" => {
+            Some("but its journal was never brought in place (1 records), so what was flushed last may be")
+        }
+        turned if turned.contains("cookie turned back") => {
+            Some("but its journal was never brought in place (6 records), so what was flushed last may be")
+        }
+        _ => None,
+    }
+}
+
 /// Bytes and time of change: what any write would alter. Huge files are sparse and seen by their length and time alone.
 fn fingerprint(path: &Path) -> (u64, std::time::SystemTime, Vec<u8>) {
     let metadata = fs::metadata(path).unwrap();
@@ -289,10 +312,20 @@ fn judge(case: &hostile::Case) {
         }
     }
     assert!(fingerprint(&path) == before, "{name}: opening it for reading changed it");
-    match OpenOptions::new().open(&path) {
+    let refusal = match &opening {
+        Refused(text) => read_only_because(name).or(Some(*text)),
+        _ => read_only_because(name),
+    };
+    match (OpenOptions::new().open(&path), refusal) {
         // What the image is when it opens, is the same as for reading.
-        Ok(disk) => judge_content(name, &disk, &opening, &before.2),
-        Err(_) => assert!(fingerprint(&path) == before, "{name}: it was refused, and changed"),
+        (Ok(disk), None) => judge_content(name, &disk, &opening, &before.2),
+        (Ok(_), Some(_)) => panic!("{name}: it was opened for writing"),
+        (Err(error), refusal) => {
+            assert!(fingerprint(&path) == before, "{name}: it was refused, and changed");
+            let text = refusal.unwrap_or_else(|| panic!("{name}: not opened for writing: {error}"));
+            assert!(error.to_string().contains(text), "{name}: {error}");
+            assert!(error.to_string().contains(path.to_str().unwrap()), "{name}: no path in {error}");
+        }
     }
 }
 
@@ -333,11 +366,14 @@ fn what_is_no_regular_file_is_refused_at_once() {
         let error = OpenOptions::new().open(path).unwrap_err().to_string();
         assert!(error.contains(why), "{error}");
     }
-    // Block devices, as far as this machine has any and lets us look.
+    // Block devices, as far as this machine has any; the kernel itself may refuse us a look.
     for name in fs::read_dir("/sys/class/block").unwrap().map(|entry| entry.unwrap().file_name()) {
         let path = Path::new("/dev").join(name);
+        let refused = File::open(&path).is_err();
         let error = OpenOptions::new().read_only(true).open(&path).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+        let kind = error.to_string().contains("it is a BlockDevice, expected a regular file");
+        assert!(kind || refused, "{error}");
     }
 }
 

@@ -136,9 +136,11 @@ fn open_parent(
     if lineage.parent_id != child.header.parent_unique_id {
         return Ok(parent);
     }
-    if lineage.parent_seal.is_some() && parent.seal_id() != lineage.parent_seal {
+    let is_other = parent.seal_id() != lineage.parent_seal;
+    if lineage.parent_seal.is_some() && (is_other || parent.has_grown()) {
         let found = match parent.seal_id().is_some() {
-            true => "it was sealed anew since",
+            true if is_other => "it was sealed anew since",
+            true => "another program has placed blocks in it since it was sealed",
             false => "it is not sealed any more",
         };
         return Err(Error::Damaged {

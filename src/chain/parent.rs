@@ -29,6 +29,8 @@ pub(crate) struct ParentImage {
     _permit: Option<Permit>,
     /// Of an image with a superblock.
     lineage: Option<Lineage>,
+    /// Another program has placed blocks in it since it was sealed.
+    has_grown: bool,
 }
 
 #[derive(Debug)]
@@ -52,6 +54,7 @@ impl ParentImage {
                 blocks: None,
                 _permit: None,
                 lineage: None,
+                has_grown: false,
             });
         }
         let headers = Headers::read(&*file, path)?;
@@ -60,7 +63,14 @@ impl ParentImage {
             return Err(Error::NotClosed { path: path.to_path_buf() });
         }
         let place = decision.placement(path, headers.file_bytes)?;
+        let has_grown = match &decision.superblock {
+            Some((superblock, _)) if superblock.lineage.seal_id.is_some() => {
+                layer::has_grown(&*file, path, &place, &superblock.fingerprint, headers.file_bytes)?
+            }
+            _ => false,
+        };
         Ok(ParentImage {
+            has_grown,
             path: path.to_path_buf(),
             file,
             pooled: None,
@@ -126,6 +136,11 @@ impl ParentImage {
     /// Its seal, if it has one.
     pub(crate) fn seal_id(&self) -> SealId {
         self.lineage.map(|lineage| lineage.seal_id).unwrap_or_default()
+    }
+
+    /// Whether another program has placed blocks in it since it was sealed, as far as the length of its file tells.
+    pub(crate) fn has_grown(&self) -> bool {
+        self.has_grown
     }
 
     /// Its place in a chain, if it has a superblock.

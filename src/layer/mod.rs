@@ -49,7 +49,7 @@ pub(crate) use new_file::NewFile;
 pub(crate) use open::{Foreign, OpenReport, foreign_changes};
 pub(crate) use overlay::Overlay;
 pub(crate) use seal::{Seal, StateLink, refusal};
-pub(crate) use table::entries_crc;
+pub(crate) use table::{entries_crc, has_grown};
 pub(crate) use upgrade::upgrade;
 
 use crate::error::{Error, Result};

@@ -4,7 +4,7 @@
 
 use super::headers::Decision;
 use crate::error::{Error, Result};
-use crate::ext::{PAGE_BYTES, Placement};
+use crate::ext::{Fingerprint, PAGE_BYTES, Placement};
 use crate::vfs::{File, FileExt};
 use crate::vhd::{self, DynamicHeader, Footer};
 use std::path::Path;
@@ -59,6 +59,22 @@ pub(crate) fn entries_crc(entries: &[u32]) -> u32 {
         hasher.update(bytes.get(..4 * chunk.len()).unwrap_or_default());
     }
     hasher.finalize()
+}
+
+/// Whether another program has placed blocks since the close that the fingerprint is of. Only a file of another length is looked at:
+/// that is what a new block makes of it, and the table of a parent is not read for nothing.
+pub(crate) fn has_grown(
+    file: &dyn File,
+    path: &Path,
+    place: &Placement,
+    left: &Fingerprint,
+    file_bytes: u64,
+) -> Result<bool> {
+    if left.file_bytes == file_bytes {
+        return Ok(false);
+    }
+    let table = read_table(file, path, place)?;
+    Ok(entries_crc(&entries(&table, place)) != left.bat_crc)
 }
 
 /// Checks the BAT of an image made elsewhere, where blocks may lie anywhere: every one in the file, clear of the headers, the
