@@ -151,6 +151,12 @@ defects! {
     MergeTakesPartialBlocks,
     /// A layer that is written to in the middle of a chain shows what is beneath it past its own end.
     OpenLayerHasNoEnd,
+    /// The child of a fixed disk's snapshot does not note that the snapshot is under way.
+    FixedChildNotNoted,
+    /// The child of a fixed disk's snapshot that was cut goes before the disk may be written to again.
+    FixedChildGoesFirst,
+    /// A fixed disk that is a snapshot may be written to.
+    FixedStaysWritable,
     /// Opening an image does not make its name durable.
     NameNotDurable,
     /// Without an exchange of names, the child's new name is not durable before the leaf takes its old one.

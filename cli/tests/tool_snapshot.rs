@@ -216,3 +216,56 @@ fn a_revert_says_which_state_goes_with_the_disk() {
     assert!(found["restored-state"]["error"].as_str().unwrap().contains("missing"), "{found}");
     assert!(found["dropped-state"].is_null(), "{found}");
 }
+
+/// A fixed disk becomes its own first snapshot, stopped or served, and goes on over it.
+#[test]
+fn fixed_disks() {
+    let bench = Bench::new();
+    for served in [false, true] {
+        let (disk, snapshot) = if served { ("b.vhd", "b@s1.vhd") } else { ("a.vhd", "a@s1.vhd") };
+        bench.cowvhd(&["create", disk, "64M", "--fixed"]).must_be(0);
+        write(&bench, disk, &["write -P 1 0 1M", "write -P 2 63M 1M"]);
+        let serving = served.then(|| bench.serve(&[disk]));
+        let group = ["snapshot", "create", disk, "s1", "--state", "ram=ram.bin"];
+        fs::write(bench.path("ram.bin"), "ram").unwrap();
+        bench.cowvhd(&group).must_say(1, &["fixed disk", "alone"]);
+        bench.cowvhd(&["snapshot", "create", disk, "s1"]).must_be(0);
+        if let Some(serving) = serving {
+            let said = bench.qemu_io(serving.uri(), &["read -P 1 0 1M", "write -P 3 0 64k", "flush"]);
+            assert!(said.contains("wrote") && !said.contains("failed"), "{said}");
+            serving.terminate();
+        } else {
+            write(&bench, disk, &["write -P 3 0 64k"]);
+        }
+        assert!(fs::metadata(bench.path(snapshot)).unwrap().permissions().readonly());
+        let (old, new) = (bench.info(snapshot), bench.info(disk));
+        assert_eq!((&old["vhd-type"], &old["sealed"]), (&"fixed".into(), &true.into()));
+        assert_eq!((&new["vhd-type"], &new["sealed"]), (&"differencing".into(), &false.into()));
+        holds(&bench, disk, &["read -P 3 0 64k", "read -P 1 64k 960k", "read -P 2 63M 1M"]);
+        holds(&bench, snapshot, &["read -P 1 0 1M", "read -P 2 63M 1M"]);
+        bench.cowvhd(&["serve", snapshot]).must_say(1, &["fixed disk", "cowvhd clone"]);
+        let listed = state(&bench, &["list", disk]);
+        assert_eq!(
+            (&listed["snapshots"][0]["name"], &listed["snapshots"][0]["depth"]),
+            (&"s1".into(), &1.into())
+        );
+        let tree = bench.cowvhd(&["tree", disk]).must_be(0).to_string();
+        assert!(tree.contains("s1") && tree.contains(snapshot), "{tree}");
+        bench.cowvhd(&["check", disk]).must_be(0);
+        // From the second one on there is a place for a state.
+        bench.cowvhd(&["snapshot", "create", disk, "s2", "--state", "ram=ram.bin"]).must_be(0);
+        bench.cowvhd(&["clone", snapshot, "clone.vhd"]).must_be(0);
+        holds(&bench, "clone.vhd", &["read -P 1 0 1M", "read -P 2 63M 1M"]);
+        fs::remove_file(bench.path("clone.vhd")).unwrap();
+        bench.cowvhd(&["snapshot", "revert", disk, "s1"]).must_be(0);
+        holds(&bench, disk, &["read -P 1 0 1M", "read -P 2 63M 1M"]);
+        let deleted = bench.cowvhd(&["snapshot", "delete", disk, "s1"]);
+        assert!(deleted.must_be(0).starts_with(&format!("kept: {snapshot}: ")), "{deleted:?}");
+        assert_eq!(bench.info(disk)["vhd-type"], "dynamic");
+        holds(&bench, snapshot, &["read -P 1 0 1M"]);
+        bench
+            .cowvhd(&["snapshot", "delete", disk, "s1"])
+            .must_say(1, &["does not stand on it", "fixed disk"]);
+        holds(&bench, &format!("{}@s2.vhd", &disk[..1]), &["read -P 3 0 64k", "read -P 1 64k 960k"]);
+    }
+}

@@ -223,8 +223,13 @@ impl Worker {
             1 => {
                 let result = snapshot::delete(&options, leaf, &name, &mut all);
                 let path = snapshot::snapshot_path(leaf, name.as_str())?;
-                if result.is_ok() {
-                    assert!(self.vfs.content(&path).is_none(), "a deleted snapshot is there");
+                if let Ok(deleted) = result {
+                    let is_there = self.vfs.content(&path).is_some();
+                    assert_eq!(
+                        is_there,
+                        deleted.kept.is_some(),
+                        "a deleted snapshot is there, or a kept one is not"
+                    );
                 }
             }
             2 => drop(snapshot::merge(&options, leaf, Some(Path::new(name.as_str())), &mut all)),

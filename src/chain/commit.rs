@@ -19,8 +19,11 @@
 //!
 //! C's content was never promised to anybody before the exchange was durable, and afterwards C is `vm.vhd`. A read-only open changes
 //! nothing: it shows the leaf.
+//!
+//! A fixed disk has a place for none of this: `fixed_leaf.rs` says what stands in for it.
 
 use super::decision::decide;
+use super::fixed_leaf::settle_fixed;
 use super::leaf::{Leaf, SnapshotName};
 use super::registry::Children;
 use crate::defect::{self, Defect};
@@ -47,7 +50,14 @@ pub(crate) fn open_leaf(
 ) -> Result<LockedImage> {
     for _ in 0..MAX_ATTEMPTS {
         let mut image = LockedImage::new(Arc::clone(&image_vfs), path, access)?;
-        let Some(lineage) = image.lineage().filter(|_| access == Access::ReadWrite) else { return Ok(image) };
+        if access == Access::ReadOnly {
+            return Ok(image);
+        }
+        if image.header().is_none() {
+            settle_fixed(&**vfs, &image)?;
+            return Ok(image);
+        }
+        let Some(lineage) = image.lineage() else { return Ok(image) };
         if lineage == Lineage::default() {
             return Ok(image);
         }

@@ -1,6 +1,7 @@
 //! A new differencing image over a parent: the parent is sealed if it is not, and notes its child before the child has a name.
 
 use super::commit;
+use super::fixed_leaf::unfinished_over_fixed;
 use super::leaf::Leaf;
 use super::locate::{ParentPolicy, folder};
 use super::open::{link_to, open_from, open_parents};
@@ -9,10 +10,11 @@ use super::registry::{self, Children};
 use super::{ChildClaims, MAX_DEPTH};
 use crate::error::{Error, Result};
 use crate::ext::{Name, SealId};
-use crate::layer::{CreateParameters, Image, NewImage, ParentLink, Seal, StateLink};
+use crate::layer::{self, CreateParameters, Image, NewImage, ParentLink, Seal, StateLink};
 use crate::sync::Arc;
 use crate::vfs::{Access, Vfs};
 use crate::vhd::UniqueId;
+use std::io;
 use std::path::Path;
 
 /// Creates the image at `path`, which must not exist, over the one at `parent`. `block_bytes` counts over a fixed disk alone. One that
@@ -30,7 +32,7 @@ pub(crate) fn create_child(
     }
     let mut shape = parent_shape(vfs, path, parent, policy)?;
     if registered && shape.needs_seal() {
-        seal_in_place(vfs, parent, policy, shape.link.unique_id)?;
+        shape.seal(vfs, parent, policy)?;
         shape = parent_shape(vfs, path, parent, policy)?;
     }
     let (parent_id, parent_is_sealed) = (shape.link.unique_id, shape.link.seal_id.is_some());
@@ -57,14 +59,23 @@ pub(crate) struct ParentShape {
     pub(crate) block_bytes: Option<u32>,
     /// How the child names it.
     pub(crate) link: ParentLink,
-    /// It has a superblock.
-    has_superblock: bool,
+    /// It has a superblock, or is a fixed disk.
+    can_be_sealed: bool,
+    is_sealed: bool,
 }
 
 impl ParentShape {
-    /// Whether it could have a seal and has none.
+    /// Whether it could be sealed and is not.
     fn needs_seal(&self) -> bool {
-        self.has_superblock && !self.link.seal_id.is_some()
+        self.can_be_sealed && !self.is_sealed
+    }
+
+    /// Seals the image, which is at `path`.
+    fn seal(&self, vfs: &Arc<dyn Vfs>, path: &Path, policy: &ParentPolicy) -> Result<()> {
+        match self.block_bytes {
+            Some(_) => seal_in_place(vfs, path, policy, self.link.unique_id),
+            None => protect_fixed(&**vfs, path, self.link.unique_id),
+        }
     }
 }
 
@@ -84,7 +95,8 @@ fn parent_shape(
     Ok(ParentShape {
         size: image.footer().current_size,
         block_bytes: image.block_bytes(),
-        has_superblock: image.lineage().is_some(),
+        can_be_sealed: image.lineage().is_some() || image.is_fixed(),
+        is_sealed: image.is_sealed(),
         link: link_to(child, image)?,
     })
 }
@@ -93,10 +105,16 @@ fn parent_shape(
 /// seal is taken away again.
 fn check_settled(vfs: &dyn Vfs, path: &Path, image: &ParentImage) -> Result<()> {
     let lineage = image.lineage().unwrap_or_default();
-    if !lineage.is_sealed() || lineage.child_id.is_zero() {
-        return Ok(());
-    }
-    if lineage.leaf_name.as_bytes() != Leaf::resolve(vfs, path)?.name().as_encoded_bytes() {
+    let leaf = Leaf::resolve(vfs, path)?;
+    let is_settled = match image.is_fixed() {
+        true => unfinished_over_fixed(vfs, &leaf, image.unique_id())?.is_empty(),
+        false => {
+            !lineage.is_sealed()
+                || lineage.child_id.is_zero()
+                || lineage.leaf_name.as_bytes() != leaf.name().as_encoded_bytes()
+        }
+    };
+    if is_settled {
         return Ok(());
     }
     let what =
@@ -124,7 +142,7 @@ pub(crate) fn seal_parent(
     drop(below);
     let shape = parent_shape(vfs, child, parent, policy)?;
     match shape.needs_seal() {
-        true => seal_in_place(vfs, parent, policy, shape.link.unique_id),
+        true => shape.seal(vfs, parent, policy),
         false => Ok(()),
     }
 }
@@ -145,6 +163,30 @@ pub(crate) fn unregister(vfs: &dyn Vfs, child_id: UniqueId, parent: &ParentImage
     }
     let file = registry::open_for_registry(vfs, parent.path(), parent.unique_id())?;
     Children::of(&*file, parent.path())?.remove(child_id)
+}
+
+/// Keeps everybody from writing to the fixed disk at `path`. Of one that this process may not write to either that is nobody's to do
+/// but its owner's.
+fn protect_fixed(vfs: &dyn Vfs, path: &Path, id: UniqueId) -> Result<()> {
+    let io = |error| Error::io(path, "opening the image that is to be the parent", error);
+    let file = vfs.open(path, Access::ReadOnly).map_err(io)?;
+    // Nobody writes to it now.
+    layer::lock(&*file, path, Access::ReadOnly)?;
+    if layer::fixed_footer(&*file, path)?.is_none_or(|footer| footer.unique_id != id) {
+        let what = "another file took its name meanwhile: try again".into();
+        return Err(Error::Unsupported { path: path.to_path_buf(), what });
+    }
+    match layer::set_protected(&*file, path, true) {
+        Err(Error::Io { source, .. })
+            if matches!(
+                source.kind(),
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+            ) =>
+        {
+            Ok(())
+        }
+        result => result,
+    }
 }
 
 /// Seals the image at `path`, which keeps its name and cannot be written to from then on.

@@ -227,6 +227,10 @@ impl File for PooledFile {
     fn identity(&self) -> io::Result<FileIdentity> {
         Ok(self.identity)
     }
+
+    fn is_read_only(&self) -> io::Result<bool> {
+        self.open()?.is_read_only()
+    }
 }
 
 /// Lets the file of a parent be closed when too many are open.

@@ -49,6 +49,14 @@ pub(crate) fn snapshot_path(disk: &Path, name: &SnapshotName) -> PathBuf {
     disk.with_file_name(file)
 }
 
+/// The name of the snapshot of the disk at `disk` that a file of this name in the same folder is, if it is one.
+pub(crate) fn snapshot_of(disk: &Path, file: &OsStr) -> Option<SnapshotName> {
+    let (_, name) = Path::new(file).to_str()?.rsplit_once('@')?;
+    let extension = disk.extension().map(|extension| format!(".{}", extension.to_string_lossy()));
+    let name = SnapshotName::new(name.strip_suffix(extension.as_deref().unwrap_or(""))?).ok()?;
+    (snapshot_path(disk, &name).file_name() == Some(file)).then_some(name)
+}
+
 /// A disk's leaf: where its file is, and with it its snapshots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Leaf {
@@ -117,6 +125,15 @@ mod tests {
         assert_eq!(leaf("vm.vhd").snapshot(&name), Path::new("/d/vm@before-2.0_x.vhd"));
         assert_eq!(leaf("vm").snapshot(&name), Path::new("/d/vm@before-2.0_x"));
         assert_eq!(leaf("a.b.avhd").waiting_child(&name), Path::new("/d/a.b@before-2.0_x.avhd~new"));
+        let of = |disk: &str, file: &str| {
+            snapshot_of(Path::new(disk), OsStr::new(file)).map(|name| name.as_str().to_string())
+        };
+        assert_eq!(of("/d/vm.vhd", "vm@s1.vhd").as_deref(), Some("s1"));
+        assert_eq!(of("a@b.vhd", "a@b@c.vhd.vhd").as_deref(), Some("c.vhd"));
+        assert_eq!(of("vm", "vm@x").as_deref(), Some("x"));
+        for other in ["vm@s1.vhd~new", "wm@s1.vhd", "vm@.vhd", "vm.vhd", "vm@s1", "@s1.vhd"] {
+            assert_eq!(of("vm.vhd", other), None, "{other}");
+        }
         for bad in ["", "a/b", "a b", "é", "a@b", "a\0", &"x".repeat(65)] {
             assert!(SnapshotName::new(bad).is_err(), "{bad}");
         }

@@ -17,8 +17,8 @@ mod commit;
 mod create;
 mod decision;
 mod descriptors;
+mod fixed_leaf;
 mod flat;
-
 mod leaf;
 mod locate;
 mod nearby;
@@ -36,8 +36,9 @@ pub(crate) use commit::{
 pub(crate) use create::{create_child, register, seal_parent, unregister};
 pub(crate) use decision::{commit_if_sealed, decide};
 pub(crate) use descriptors::bound;
+pub(crate) use fixed_leaf::{is_noted_in_child, unfinished_over_fixed};
 pub use leaf::SnapshotName;
-pub(crate) use leaf::{Leaf, snapshot_path};
+pub(crate) use leaf::{Leaf, snapshot_of, snapshot_path};
 pub(crate) use locate::{ParentPolicy, claimed_path, folder};
 pub(crate) use nearby::{NearbyChild, children_of};
 pub(crate) use open::{ChildClaims, link_to, open_from, open_images, open_parents};

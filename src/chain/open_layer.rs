@@ -1,10 +1,10 @@
 //! A layer that is open for writing, as a parent: one that was the leaf until a new one came over it, or one in the middle of a chain
-//! that takes over what is beneath it. What shows through it does not change.
+//! that takes over what is beneath it. What shows through it does not change. The same for a fixed disk, which was the leaf.
 
 use super::source::{Found, Source};
 use crate::defect::{self, Defect};
 use crate::error::Result;
-use crate::layer::{Layer, Located};
+use crate::layer::{Fixed, Layer, Located};
 use crate::vhd::{self, DiskType};
 use std::ops::Range;
 
@@ -62,5 +62,28 @@ impl Source for Layer {
 
     fn read_file(&self, at: u64, buf: &mut [u8]) -> Result<()> {
         Layer::read_file(self, at, buf)
+    }
+}
+
+impl Source for Fixed {
+    fn resolve(&self, range: Range<u64>, visit: &mut dyn FnMut(Range<u64>, Found)) -> Result<()> {
+        let inside = range.end.min(self.footer().current_size.max(range.start));
+        for (part, found) in
+            [(range.start..inside, Found::File(range.start)), (inside..range.end, Found::Zero)]
+        {
+            if !part.is_empty() {
+                visit(part, found);
+            }
+        }
+        Ok(())
+    }
+
+    fn blocks(&self, blocks: Range<u64>, _: u64, visit: &mut dyn FnMut(u64, u32)) -> Result<()> {
+        blocks.for_each(|block| visit(block, 0));
+        Ok(())
+    }
+
+    fn read_file(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+        self.read_below(at, buf)
     }
 }

@@ -31,6 +31,8 @@ pub(crate) struct ParentImage {
     lineage: Option<Lineage>,
     /// Another program has placed blocks in it since it was sealed.
     has_grown: bool,
+    /// A fixed disk that nobody may write to.
+    is_protected: bool,
 }
 
 #[derive(Debug)]
@@ -45,8 +47,11 @@ impl ParentImage {
         layer::lock(&*file, path, Access::ReadOnly)?;
         if let Some(footer) = layer::fixed_footer(&*file, path)? {
             let file_bytes = footer.current_size + Footer::SIZE as u64;
+            let is_protected = file.is_read_only();
             return Ok(ParentImage {
                 path: path.to_path_buf(),
+                is_protected: is_protected
+                    .map_err(|error| Error::io(path, "asking who may write to the file", error))?,
                 file,
                 pooled: None,
                 file_bytes,
@@ -79,6 +84,7 @@ impl ParentImage {
             lineage: decision.superblock.map(|(superblock, _)| superblock.lineage),
             blocks: Some(Blocks { header: Box::new(decision.header), place }),
             _permit: None,
+            is_protected: false,
         })
     }
 
@@ -141,6 +147,16 @@ impl ParentImage {
     /// Whether another program has placed blocks in it since it was sealed, as far as the length of its file tells.
     pub(crate) fn has_grown(&self) -> bool {
         self.has_grown
+    }
+
+    /// Whether it never changes: by its seal, or as a fixed disk that nobody may write to.
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.seal_id().is_some() || self.is_protected
+    }
+
+    /// Whether it is a fixed disk.
+    pub(crate) fn is_fixed(&self) -> bool {
+        self.blocks.is_none()
     }
 
     /// Its place in a chain, if it has a superblock.

@@ -98,7 +98,7 @@ pub(super) fn walk(options: &OpenOptions, path: &Path, look: &mut Look<'_>) -> R
         let modified = file.modified().map_err(|error| Error::io(&path, "asking for its time", error))?;
         let Examined { mut report, image } = image::examine(Arc::clone(&vfs), Arc::clone(&file), &path)?;
         if walk.chain.layers.is_empty() {
-            unfinished::check(&mut report, &*vfs, &path, image.as_ref());
+            unfinished::check(&mut report, &*vfs, &*file, &path, image.as_ref());
         }
         let this = image.as_ref().map(|image| {
             let decision = &image.inspection.decision;

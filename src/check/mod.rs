@@ -53,7 +53,7 @@ pub fn check(vfs: Arc<dyn Vfs>, path: &Path) -> Result<Report> {
     let file =
         vfs.open(path, Access::ReadOnly).map_err(|error| Error::io(path, "opening the image", error))?;
     layer::lock(&*file, path, Access::ReadOnly)?;
-    let mut examined = image::examine(Arc::clone(&vfs), file, path)?;
-    unfinished::check(&mut examined.report, &*vfs, path, examined.image.as_ref());
+    let mut examined = image::examine(Arc::clone(&vfs), Arc::clone(&file), path)?;
+    unfinished::check(&mut examined.report, &*vfs, &*file, path, examined.image.as_ref());
     Ok(examined.report)
 }

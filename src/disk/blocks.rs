@@ -29,6 +29,19 @@ pub(super) struct Blocks {
 
 impl Blocks {
     pub(super) fn new(leaf: Box<Layer>, parents: Option<Parents>) -> Self {
+        Self::with(leaf, parents, Generations::new)
+    }
+
+    /// Blocks over a fixed disk, of which the leaf has no place in the chain yet.
+    pub(super) fn awaited(leaf: Box<Layer>, parents: Parents) -> Self {
+        Self::with(leaf, Some(parents), Generations::awaited)
+    }
+
+    fn with(
+        leaf: Box<Layer>,
+        parents: Option<Parents>,
+        generations: impl FnOnce(Generation) -> Generations,
+    ) -> Self {
         Blocks {
             path: leaf.path().to_path_buf(),
             notices: info::notices(leaf.report(), leaf.is_read_only()),
@@ -36,7 +49,7 @@ impl Blocks {
             block_bytes: leaf.place().block_bytes.into(),
             size: leaf.footer().current_size,
             merging: AtomicBool::new(false),
-            generations: Generations::new(Generation { leaf: Arc::from(leaf), parents }),
+            generations: generations(Generation { leaf: Arc::from(leaf), parents }),
         }
     }
 

@@ -72,6 +72,15 @@ struct Latest {
 
 impl Generations {
     pub(super) fn new(first: Generation) -> Self {
+        Self::with(first, false)
+    }
+
+    /// Generations of which the first one's leaf has no place in the chain yet. It ends with [`Generations::first_switch`].
+    pub(super) fn awaited(first: Generation) -> Self {
+        Self::with(first, true)
+    }
+
+    fn with(first: Generation, pending: bool) -> Self {
         let first = Arc::new(first);
         let lock = || RwLock::new(Arc::clone(&first));
         Generations {
@@ -79,7 +88,7 @@ impl Generations {
             changes_of_generation: AtomicUsize::new(0),
             turn: Mutex::new(()),
             settled: Condvar::new(),
-            latest: Mutex::new(Latest { generation: first, pending: false }),
+            latest: Mutex::new(Latest { generation: first, pending }),
         }
     }
 
@@ -139,6 +148,11 @@ impl Generations {
         let switch = self.prepare(child)?.hold().switch();
         switch.drain();
         Ok(switch)
+    }
+
+    /// The switch to the first leaf ([`Generations::awaited`]) from what was no layer.
+    pub(super) fn first_switch(&self) -> Switch<'_> {
+        Switch { generations: self, turn: None, old: None, next: self.latest(), ended: false }
     }
 
     /// All of a [`Generations::switch`] that can be done before changes stop.
@@ -303,7 +317,8 @@ impl<'a> Stopped<'a> {
         let Stopped { mut stripes, ready: Ready { generations, turn, old, next } } = self;
         // The cut: a flush that comes from here on has to wait; one that came before needs the old leaf alone.
         *generations.latest.lock() = Latest { generation: Arc::clone(&next), pending: true };
-        let switch = Switch { generations, _turn: turn, old, next: Arc::clone(&next), ended: false };
+        let (turn, old) = (Some(turn), Some(old));
+        let switch = Switch { generations, turn, old, next: Arc::clone(&next), ended: false };
         generations.show(&next);
         stripes.iter_mut().for_each(|current| **current = Arc::clone(&next));
         if defect::active(Defect::ChangesInTwoLeaves) {
@@ -322,8 +337,9 @@ impl<'a> Stopped<'a> {
 #[must_use]
 pub(crate) struct Switch<'a> {
     generations: &'a Generations,
-    _turn: MutexGuard<'a, ()>,
-    old: Arc<Layer>,
+    turn: Option<MutexGuard<'a, ()>>,
+    /// The layer that was the leaf; a fixed disk is none.
+    old: Option<Arc<Layer>>,
     next: Arc<Generation>,
     ended: bool,
 }
@@ -334,9 +350,9 @@ impl Switch<'_> {
         self.generations.drain(&self.next);
     }
 
-    /// The layer that was the leaf: complete, unsynced, and not written to any more.
-    pub(crate) fn old_leaf(&self) -> &Arc<Layer> {
-        &self.old
+    /// The new leaf.
+    pub(crate) fn leaf(&self) -> &Layer {
+        &self.next.leaf
     }
 
     /// The new leaf's place in the chain is durable: flushes go on. `sealed` is the old leaf from now on, to be read in a way that
@@ -344,8 +360,9 @@ impl Switch<'_> {
     pub(crate) fn commit(mut self, sealed: Option<Arc<dyn Source>>) {
         // First of all: flushes need nothing of the rest.
         self.end();
-        if let Some(parents) = &self.generations.latest().parents {
-            parents.fold(&self.old);
+        let _turn = self.turn.take().unwrap_or_else(|| self.generations.turn.lock());
+        if let (Some(old), Some(parents)) = (&self.old, &self.generations.latest().parents) {
+            parents.fold(old);
         }
         if let Some(sealed) = sealed {
             self.generations.replace_top_parent(sealed);

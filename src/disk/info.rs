@@ -69,7 +69,7 @@ pub struct DiskInfo {
     pub foreign_changes: ForeignChanges,
     /// Why it can be read and not written: its structures contradict each other.
     pub doubt: Option<String>,
-    /// It is sealed: other disks show what it holds, so that it never changes.
+    /// It is sealed, or a fixed disk that nobody may write to: other disks show what it holds, so that it never changes.
     pub sealed: bool,
     /// The name of the snapshot that it is, if it is one.
     pub snapshot: Option<String>,
@@ -88,7 +88,9 @@ impl DiskInfo {
             .open(path, Access::ReadOnly)
             .map_err(|error| Error::io(path, "opening the image", error))?;
         if let Some(footer) = layer::fixed_footer(&*file, path)? {
-            return Self::new(&file, path, &footer);
+            let sealed = file.is_read_only();
+            let sealed = sealed.map_err(|error| Error::io(path, "asking who may write to it", error))?;
+            return Ok(DiskInfo { sealed, ..Self::new(&file, path, &footer)? });
         }
         let headers = Headers::read(&*file, path)?;
         let decision = headers.decide(path)?;

@@ -4,6 +4,7 @@
 //! nothing of journals or slots.
 
 mod blocks;
+mod fixed;
 mod generation;
 mod info;
 mod maintaining;
@@ -17,11 +18,12 @@ pub(crate) use merging::Merging;
 
 use crate::chain::{self, ChildClaims, Leaf, ParentPolicy};
 use crate::error::{Error, Result};
-use crate::layer::{self, CreateParameters, Image, Layer};
+use crate::layer::{self, CreateParameters, Fixed, Image, Layer};
 use crate::sync::Arc;
 use crate::vfs::{Access, File, HostVfs, Vfs};
 use crate::vhd::{self, DiskType, Footer};
 use blocks::Blocks;
+use fixed::FixedDisk;
 use std::io::{IoSlice, IoSliceMut};
 use std::path::{Path, PathBuf};
 use storage::Storage;
@@ -67,7 +69,8 @@ impl CreateOptions {
 
     /// A differencing disk over the image at `parent`: it shows what the parent holds, and keeps what is written to it. It has
     /// its parent's size and block size. The parent is sealed, if it is an image of cowvhd that is not yet: it cannot be written
-    /// to from then on. One made elsewhere, or a fixed one, nothing but the caller keeps from being written to.
+    /// to from then on. A fixed one loses everybody's permission to write to its file. One made elsewhere nothing but the caller
+    /// keeps from being written to.
     pub fn child_of(parent: &Path) -> Self {
         CreateOptions { parent: Some(parent.to_path_buf()), ..Self::new(0) }
     }
@@ -125,6 +128,8 @@ pub struct OpenOptions {
     access: Access,
     direct: bool,
     pub(crate) policy: ParentPolicy,
+    /// Data bytes of a block and bytes of the journal ring of a child over a fixed disk, which has neither.
+    pub(crate) child_geometry: (u32, u64),
 }
 
 impl Default for OpenOptions {
@@ -141,7 +146,15 @@ impl OpenOptions {
             access: Access::ReadWrite,
             direct: false,
             policy: ParentPolicy::default(),
+            child_geometry: (vhd::BLOCK_SIZE, RING_BYTES),
         }
+    }
+
+    /// The same as [`CreateOptions::test_geometry`] for what is made over fixed disks.
+    #[cfg(feature = "sim")]
+    pub fn test_geometry(mut self, block_bytes: u32, ring_bytes: u64) -> Self {
+        self.child_geometry = (block_bytes, ring_bytes);
+        self
     }
 
     /// For reading alone: the file is not changed, not even to recover it; a journal is replayed in memory.
@@ -218,7 +231,7 @@ impl OpenOptions {
             }
             Image::Fixed(fixed) => {
                 let footer = fixed.footer().clone();
-                (fixed, footer)
+                (Box::new(FixedDisk::new(fixed)), footer)
             }
         };
         let leaf = match self.access {
@@ -294,6 +307,15 @@ pub struct Disk {
     storage: Box<dyn Storage>,
     size: u64,
     origin: Origin,
+}
+
+/// What a running disk writes to.
+#[derive(Debug, Clone)]
+pub(crate) enum RunningLeaf {
+    /// A layer of blocks.
+    Layer(Arc<Layer>),
+    /// A fixed disk.
+    Fixed(Arc<Fixed>),
 }
 
 /// Where a disk comes from, for what is done around it while it is open.
@@ -426,9 +448,12 @@ impl Disk {
         &self.origin
     }
 
-    /// The layer that is written to at this moment.
-    pub(crate) fn leaf(&self) -> Result<Arc<Layer>> {
-        self.blocks().map(Blocks::leaf)
+    /// What is written to at this moment.
+    pub(crate) fn leaf(&self) -> Result<RunningLeaf> {
+        match self.storage.as_fixed() {
+            Some(disk) => Ok(RunningLeaf::Fixed(Arc::clone(disk.fixed()))),
+            None => self.blocks().map(|blocks| RunningLeaf::Layer(blocks.leaf())),
+        }
     }
 
     /// Makes `child`, an image that holds nothing, open for writing, the leaf of this running disk; the leaf of now becomes its
@@ -439,7 +464,10 @@ impl Disk {
     /// is in the new leaf is lost until it has a durable place in the chain, so flushes called from now on, and a close, wait for
     /// [`Switch::commit`]; where that does not come, the disk stops.
     pub(crate) fn switch_leaf(&self, child: Box<Layer>) -> Result<Switch<'_>> {
-        self.blocks()?.switch(child)
+        match self.storage.as_fixed() {
+            Some(disk) => disk.switch(child),
+            None => self.blocks()?.switch(child),
+        }
     }
 
     /// The first half of [`Disk::switch_leaf`], for several disks at one point.
@@ -450,7 +478,7 @@ impl Disk {
     fn blocks(&self) -> Result<&Blocks> {
         self.storage.as_blocks().ok_or_else(|| Error::Unsupported {
             path: self.path().to_path_buf(),
-            what: "a fixed disk cannot get another leaf while it is open".into(),
+            what: "it is a fixed disk: it has no parent, and no blocks of its own".into(),
         })
     }
 

@@ -1,9 +1,9 @@
 //! What keeps the bytes of a disk. Ranges are checked: within the disk, and whole sectors where something is changed.
 
+use super::MappedExtent;
 use super::blocks::Blocks;
-use super::{Extent, ExtentKind, MappedExtent};
+use super::fixed::FixedDisk;
 use crate::error::Result;
-use crate::layer::Fixed;
 use crate::sync::Arc;
 use crate::vfs::File;
 use crate::vhd::DiskType;
@@ -20,6 +20,11 @@ pub(super) trait Storage: Send + Sync + fmt::Debug {
 
     /// Itself, where it is made of blocks.
     fn as_blocks(&self) -> Option<&Blocks> {
+        None
+    }
+
+    /// Itself, where it is a fixed disk.
+    fn as_fixed(&self) -> Option<&FixedDisk> {
         None
     }
 
@@ -50,63 +55,4 @@ pub(super) trait Storage: Send + Sync + fmt::Debug {
 
     /// Calls `visit` with ranges that make up `offset..offset + length`, in order.
     fn map(&self, offset: u64, length: u64, visit: &mut dyn FnMut(MappedExtent)) -> Result<()>;
-}
-
-impl Storage for Fixed {
-    fn path(&self) -> &Path {
-        Fixed::path(self)
-    }
-
-    fn disk_type(&self) -> DiskType {
-        DiskType::Fixed
-    }
-
-    fn is_read_only(&self) -> bool {
-        Fixed::is_read_only(self)
-    }
-
-    fn notices(&self) -> Vec<String> {
-        Vec::new()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        Fixed::read_at(self, buf, offset)
-    }
-
-    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
-        Fixed::write_at(self, buf, offset)
-    }
-
-    fn write_zeroes(&self, offset: u64, length: u64, keep_allocated: bool) -> Result<()> {
-        Fixed::write_zeroes(self, offset, length, keep_allocated)
-    }
-
-    fn flush(&self) -> Result<()> {
-        Fixed::flush(self)
-    }
-
-    fn close(&self) -> Result<()> {
-        Fixed::close(self)
-    }
-
-    fn stored_in(&self) -> Option<Arc<dyn File>> {
-        Fixed::is_read_only(self).then(|| Arc::clone(self.file()))
-    }
-
-    fn map(&self, offset: u64, length: u64, visit: &mut dyn FnMut(MappedExtent)) -> Result<()> {
-        let mut push = |from: u64, to: u64, kind| {
-            if from < to {
-                let extent = Extent { offset: from, length: to - from, kind };
-                visit(MappedExtent { extent, file_offset: Some(from), depth: 0 });
-            }
-        };
-        let mut at = offset;
-        for data in self.data_ranges(offset, length)? {
-            push(at, data.start, ExtentKind::Hole);
-            push(data.start, data.end, ExtentKind::Data);
-            at = data.end;
-        }
-        push(at, offset + length, ExtentKind::Hole);
-        Ok(())
-    }
 }

@@ -4,11 +4,13 @@
 //! All but the last sector of the file is the guest's, who may write any structure of VHD or of ours there. So nothing but
 //! the last sector decides whether a file is a fixed disk, and nothing else of it is interpreted.
 
+use super::image::lock;
 use super::new_file::NewFile;
+use crate::defect::{self, Defect};
 use crate::error::{Error, Result};
 use crate::journal::{write_zeros, zero_range};
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, RwLock, RwLockReadGuard};
-use crate::vfs::{Access, File, FileExt, Vfs};
+use crate::vfs::{Access, File, FileExt, FileTime, Vfs};
 use crate::vhd::{DiskType, Footer, Timestamp, UniqueId};
 use std::io;
 use std::ops::Range;
@@ -74,6 +76,27 @@ pub(crate) fn fixed_footer(file: &dyn File, path: &Path) -> Result<Option<Footer
         }
     }
     Ok(None)
+}
+
+/// Keeps everybody from writing to a fixed disk, by its file's mode, since it has no place for a seal; or lets its owner write to it
+/// again. Durable on return. The handle need not be open for writing.
+pub(crate) fn set_protected(file: &dyn File, path: &Path, protected: bool) -> Result<()> {
+    let io = |operation: &'static str| move |error| Error::io(path, operation, error);
+    file.set_read_only(protected).map_err(io("changing who may write to the file"))?;
+    file.sync_all().map_err(io("making durable who may write to the file"))?;
+    let stays = file.is_read_only().map_err(io("asking who may write to the file"))?;
+    if protected && !stays {
+        let what = "its file system does not keep a file from being written to, and a fixed disk has no other protection: copy \
+                    it into a dynamic disk (`cowvhd convert`) and use the copy";
+        return Err(Error::Unsupported { path: path.to_path_buf(), what: what.into() });
+    }
+    Ok(())
+}
+
+/// Why a fixed disk that is protected is not opened for writing.
+pub(crate) fn fixed_refusal(path: &Path) -> Error {
+    let what = "it is a fixed disk that nobody may write to, as its file's mode says: other disks show what it holds";
+    Error::Sealed { path: path.to_path_buf(), what: what.into() }
 }
 
 /// An open fixed disk.
@@ -142,6 +165,11 @@ impl Fixed {
     /// Reads `buf.len()` bytes at `offset`, a range within the disk.
     pub(crate) fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let _open = self.request()?;
+        self.read_below(offset, buf)
+    }
+
+    /// The same for a disk over this one, also when this one was closed.
+    pub(crate) fn read_below(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.file
             .read_or_zero_at(buf, offset)
             .map_err(|error| self.io_error("reading", offset, buf.len() as u64, error))
@@ -211,6 +239,25 @@ impl Fixed {
         // Dropping the handle would do it, too; whoever waits for the file need not wait for that.
         let _ = self.file.unlock();
         Ok(())
+    }
+
+    /// Fails where the disk is closed or stopped.
+    pub(crate) fn check_open(&self) -> Result<()> {
+        let _open = self.request()?;
+        self.check()
+    }
+
+    /// Everything is durable on return, and so is the time of the last change that the file is to have from then on. It is
+    /// protected ([`set_protected`]), and nothing is written to it any more. Others may read it.
+    pub(crate) fn seal(&self, modified: FileTime) -> Result<()> {
+        self.sync()?;
+        self.file
+            .set_modified(modified)
+            .map_err(|error| Error::io(&self.path, "setting the time of the last change", error))?;
+        if !defect::active(Defect::FixedStaysWritable) {
+            set_protected(&*self.file, &self.path, true)?;
+        }
+        lock(&*self.file, &self.path, Access::ReadOnly)
     }
 
     /// The ranges of `offset..offset + length` that have space in the file, in order.

@@ -1,7 +1,7 @@
 //! One image file, whatever its kind.
 
 use super::Layer;
-use super::fixed::{Fixed, fixed_footer};
+use super::fixed::{Fixed, fixed_footer, fixed_refusal};
 use super::headers::Headers;
 use super::open::Opening;
 use super::seal;
@@ -165,6 +165,9 @@ fn open_file(vfs: &dyn Vfs, path: &Path, access: Access) -> Result<Arc<dyn File>
         result => return result.map_err(opening),
     };
     let Ok(readable) = vfs.open(path, Access::ReadOnly) else { return Err(opening(denied)) };
+    if readable.is_read_only().unwrap_or(false) && fixed_footer(&*readable, path)?.is_some() {
+        return open_read_only_file(vfs, path, &*readable).map_err(|_| fixed_refusal(path));
+    }
     let decision = Headers::read(&*readable, path).and_then(|headers| headers.decide(path));
     let superblock = decision.ok().and_then(|decision| decision.superblock);
     match superblock {

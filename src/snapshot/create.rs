@@ -10,14 +10,16 @@
 //! 6. The leaf is flushed and sealed.
 //! 7. The two names are exchanged: the commit. Flushes go on.
 //!
+//! A fixed disk has no place for step 2: the note of it stands in the child, and goes when that has its place (`sealing.rs`).
+//!
 //! What fails before step 5 is taken back, and the disk goes on as it was. What fails later stops the disk: the next open finishes
 //! or undoes the snapshot.
 
-use crate::chain::{self, Children, Leaf, ParentImage, SnapshotName, Source};
+use crate::chain::{self, Leaf, ParentImage, SnapshotName, Source};
 use crate::defect::{self, Defect};
-use crate::disk::{Disk, Ready, Switch};
+use crate::disk::{Disk, Ready, RunningLeaf, Switch};
 use crate::error::{Error, Result};
-use crate::ext::{FixedParent, Name, SealId};
+use crate::ext::{Name, SealId};
 use crate::layer::{CreateParameters, Layer, NewImage, ParentLink, Seal, StateLink};
 use crate::state::{ManifestDisk, StateNames};
 use crate::sync::Arc;
@@ -53,7 +55,7 @@ pub(super) struct Snapshot<'a> {
     name: SnapshotName,
     /// Where it will be.
     path: PathBuf,
-    leaf: Arc<Layer>,
+    leaf: RunningLeaf,
     seal_id: SealId,
     modified: FileTime,
 }
@@ -79,10 +81,12 @@ impl<'a> Snapshot<'a> {
             }
         }
         let leaf = disk.leaf()?;
-        // Where there is no room for a registry there are no snapshots.
-        Children::of_layer(&leaf)?;
-        let random = vfs.random_id();
-        let seal_id = SealId(random.map_err(|error| Error::io(&path, "asking for a random id", error))?);
+        leaf.check()?;
+        let random = || vfs.random_id().map_err(|error| Error::io(&path, "asking for a random id", error));
+        let seal_id = match leaf {
+            RunningLeaf::Layer(_) => SealId(random()?),
+            RunningLeaf::Fixed(_) => SealId::default(),
+        };
         Ok(Snapshot { disk, vfs, places, name: name.clone(), path, leaf, seal_id, modified: vfs.now() })
     }
 
@@ -123,13 +127,25 @@ impl<'a> Snapshot<'a> {
     pub(super) fn note_in_leaf(&self) -> Result<()> {
         match defect::active(Defect::StateNotNoted) {
             true => Ok(()),
-            false => self.leaf.begin_snapshot(UniqueId::default(), self.name_in_leaf()),
+            false => self.layer()?.begin_snapshot(UniqueId::default(), self.name_in_leaf()),
         }
     }
 
     /// Takes that note back, as far as that works; it is left for the next open else.
     pub(super) fn forget_in_leaf(&self) {
-        let _ = self.leaf.forget_snapshot();
+        let _ = self.layer().and_then(Layer::forget_snapshot);
+    }
+
+    /// The leaf, if it is a layer, which can have a VM state and be one of several disks at one point.
+    pub(super) fn layer(&self) -> Result<&Layer> {
+        match &self.leaf {
+            RunningLeaf::Layer(layer) => Ok(layer),
+            RunningLeaf::Fixed(_) => {
+                let what = "it is a fixed disk, which has no place to name a VM state or a group in: take a snapshot of it alone \
+                            first; its new file has such a place";
+                Err(Error::Unsupported { path: self.places.path(), what: what.into() })
+            }
+        }
     }
 
     /// The child is to be the leaf.
@@ -143,16 +159,16 @@ impl<'a> Snapshot<'a> {
         let image = NewImage::new(&**image_vfs, &self.path, &self.child_parameters())?;
         let child = image.open(Arc::clone(image_vfs), self.disk.path())?;
         let prepared = Prepared { child_id: image.unique_id(), file: Arc::clone(image.file()) };
-        let children = Children::of_layer(&self.leaf)?;
         let result = self
             .leaf
-            .begin_snapshot(prepared.child_id, self.name_in_leaf())
+            .begin_snapshot(&child, self.name_in_leaf())
             .and_then(|()| {
                 let path = self.places.path();
-                children.add(chain::registered_child(prepared.child_id, self.places.folder(), &path))
+                let child = chain::registered_child(prepared.child_id, self.places.folder(), &path);
+                self.leaf.register(child)
             })
             .and_then(|()| image.publish())
-            .and_then(|()| self.leaf.reclaim());
+            .and_then(|()| self.leaf.prepare_seal());
         match result {
             Ok(()) => Ok((Box::new(child), prepared)),
             Err(error) => {
@@ -165,13 +181,13 @@ impl<'a> Snapshot<'a> {
     /// Takes away what there is of the snapshot; the leaf has not been changed by it. Where this fails the note in the leaf is left,
     /// for the next open.
     pub(super) fn take_back(&self, prepared: &Prepared) {
-        let _ = chain::remove_child(&**self.vfs, self.places, &self.name, prepared.child_id)
-            .and_then(|()| Children::of_layer(&self.leaf)?.remove(prepared.child_id))
-            .and_then(|()| self.leaf.forget_snapshot());
+        let _ = self.leaf.take_back(prepared.child_id, || {
+            chain::remove_child(&**self.vfs, self.places, &self.name, prepared.child_id)
+        });
     }
 
     /// Step 6, and a look at the names that step 7 exchanges.
-    pub(super) fn seal(&self, prepared: &Prepared, switch: &Switch<'_>, state: StateLink) -> Result<()> {
+    pub(super) fn seal(&self, prepared: &Prepared, state: StateLink) -> Result<()> {
         let seal = Seal {
             id: self.seal_id,
             child_id: prepared.child_id,
@@ -181,20 +197,28 @@ impl<'a> Snapshot<'a> {
             modified: self.modified,
         };
         if !defect::active(Defect::CommitBeforeSeal) {
-            switch.old_leaf().seal(&seal)?;
+            self.leaf.seal(&seal)?;
         }
         self.check_names(&prepared.file)
     }
 
     /// Step 7.
-    pub(super) fn exchange(&self) -> Result<()> {
-        chain::exchange(&**self.vfs, self.places, &self.name, &self.path)
+    pub(super) fn exchange(&self, switch: &Switch<'_>) -> Result<()> {
+        chain::exchange(&**self.vfs, self.places, &self.name, &self.path)?;
+        self.leaf.committed(switch.leaf())
     }
 
     /// The end, which is the snapshot's path, or stops the disk.
     pub(super) fn end(&self, switch: Switch<'_>, result: &Result<()>) -> PathBuf {
         match result {
-            Ok(()) => switch.commit(self.sealed()),
+            Ok(()) => {
+                let sealed = self.sealed();
+                let is_read_by_it = sealed.is_some();
+                switch.commit(sealed);
+                if is_read_by_it {
+                    self.leaf.release();
+                }
+            }
             Err(error) => self.stop(switch, error),
         }
         self.path.clone()
@@ -209,7 +233,7 @@ impl<'a> Snapshot<'a> {
         self.check_no_state()?;
         let (child, prepared) = self.prepare()?;
         let switch = self.disk.switch_leaf(child).inspect_err(|_| self.take_back(&prepared))?;
-        let result = self.seal(&prepared, &switch, StateLink::default()).and_then(|()| self.exchange());
+        let result = self.seal(&prepared, StateLink::default()).and_then(|()| self.exchange(&switch));
         let path = self.end(switch, &result);
         result.map(|()| path)
     }
@@ -219,16 +243,17 @@ impl<'a> Snapshot<'a> {
     }
 
     fn child_parameters(&self) -> CreateParameters {
+        let (block_bytes, ring_bytes) = self.leaf.child_geometry(&self.disk.origin().options);
         CreateParameters {
             size: self.leaf.footer().current_size,
-            block_bytes: self.leaf.place().block_bytes,
-            ring_bytes: self.leaf.place().ring_bytes,
+            block_bytes,
+            ring_bytes,
             parent: Some(ParentLink {
                 unique_id: self.leaf.footer().unique_id,
                 modified: Timestamp::from_unix_seconds(self.modified.seconds),
                 path: self.path.file_name().map(PathBuf::from).unwrap_or_default(),
                 seal_id: self.seal_id,
-                fixed: FixedParent::default(),
+                fixed: self.leaf.as_parent(self.modified),
             }),
         }
     }

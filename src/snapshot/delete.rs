@@ -20,12 +20,21 @@ use std::ffi::OsStr;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// What a deletion did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deleted {
+    /// Bytes that were copied into the layer over the snapshot.
+    pub copied: u64,
+    /// The snapshot's file, if it stays: a fixed disk cannot say which other disks are made over it, so that it is never removed. The
+    /// disk does without it; whoever knows that nobody else needs it may remove it.
+    pub kept: Option<PathBuf>,
+}
+
 /// Deletes the snapshot `name` of the disk at `disk`, which must not be in use. What the disk, its other snapshots and all other disks show
-/// stays the same. Returns the bytes that were copied into the layer over the snapshot. A VM state that was saved with it goes, too, with
-/// the last of the snapshots that it was saved with.
+/// stays the same. A VM state that was saved with it goes, too, with the last of the snapshots that it was saved with.
 ///
 /// A crash, or a `progress` that breaks ([`Error::Stopped`]), loses nothing; called again, it goes on.
 ///
@@ -39,7 +48,7 @@ pub fn delete(
     disk: &Path,
     name: &SnapshotName,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-) -> Result<u64> {
+) -> Result<Deleted> {
     // A deletion that was cut may have left a layer unclosed.
     chain::with_recovered_layers(&options.vfs, || delete_once(options, disk, name, progress))
 }
@@ -49,7 +58,7 @@ fn delete_once(
     disk: &Path,
     name: &SnapshotName,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-) -> Result<u64> {
+) -> Result<Deleted> {
     let vfs = &options.vfs;
     let missing =
         || Error::NotFound { path: disk.to_path_buf(), what: format!("it has no snapshot \"{name}\"") };
@@ -63,12 +72,14 @@ fn delete_once(
     };
     let snapshot = own.next().ok_or_else(missing)?;
     let beneath = own.next();
-    refuse_unsealed(&snapshot)?;
     let (id, above) = (snapshot.unique_id(), child_in_chain(options, disk, snapshot.unique_id())?);
-    refuse_others(&**vfs, &snapshot, above.as_ref().map(|above| above.0))?;
+    let stays = snapshot.is_fixed();
+    check(&**vfs, &snapshot, above.as_ref().map(|above| above.0))?;
     drop((snapshot, own));
     // Before anything is copied.
-    drop(alone(&**vfs, &path)?);
+    if !stays {
+        drop(alone(&**vfs, &path)?);
+    }
     let mut copied = 0;
     // A journal may have named another parent already.
     let one = |images: &[ParentImage]| {
@@ -85,8 +96,7 @@ fn delete_once(
         }
         None => {}
     }
-    remove(&**vfs, &path, id, beneath.as_ref())?;
-    Ok(copied)
+    end(&**vfs, path, id, beneath.as_ref(), (stays, copied))
 }
 
 /// The same for a disk that is open, beside whoever reads and writes. If the layer over the snapshot is itself a snapshot, the disk goes on
@@ -99,7 +109,7 @@ pub fn delete_running(
     disk: &Disk,
     name: &SnapshotName,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-) -> Result<u64> {
+) -> Result<Deleted> {
     let origin = disk.origin();
     let Some(places) = &origin.leaf else {
         return Err(Error::ReadOnly { path: disk.path().to_path_buf() });
@@ -115,15 +125,14 @@ pub fn delete_running(
         file => file.map_err(|error| Error::io(&path, "opening the snapshot", error))?,
     };
     let snapshot = ParentImage::open(snapshot, &path)?;
-    refuse_unsealed(&snapshot)?;
-    let id = snapshot.unique_id();
+    let (id, stays) = (snapshot.unique_id(), snapshot.is_fixed());
     let images = merging.images();
     let depth = images.iter().position(|image| image.unique_id() == id);
     let above = depth.map(|depth| match depth.checked_sub(1).and_then(|above| images.get(above)) {
         Some(above) => above.unique_id(),
         None => merging.leaf_id(),
     });
-    refuse_others(&**vfs, &snapshot, above)?;
+    check(&**vfs, &snapshot, above)?;
     let beneath = beneath(origin, &snapshot)?;
     drop(snapshot);
     let copied = match depth {
@@ -139,8 +148,38 @@ pub fn delete_running(
         }
         None => 0,
     };
-    remove(&**vfs, &path, id, beneath.as_ref())?;
-    Ok(copied)
+    end(&**vfs, path, id, beneath.as_ref(), (stays, copied))
+}
+
+/// Fails where the snapshot is none, or cannot be deleted; `above` is the layer of the disk over it.
+fn check(vfs: &dyn Vfs, snapshot: &ParentImage, above: Option<UniqueId>) -> Result<()> {
+    let refuse =
+        |what: &str| Err(Error::Unsupported { path: snapshot.path().to_path_buf(), what: what.to_string() });
+    match (snapshot.is_fixed(), above) {
+        (true, None) => refuse(
+            "the disk does not stand on it, and it is a fixed disk, which cannot say what else does: remove it yourself if nothing needs it",
+        ),
+        // It stays, so nobody loses it.
+        (true, Some(_)) => Ok(()),
+        (false, _) if !snapshot.is_sealed() => {
+            refuse("it is not sealed as a snapshot: remove it yourself if nothing needs it")
+        }
+        (false, _) => refuse_others(vfs, snapshot, above),
+    }
+}
+
+/// The layer over the snapshot holds what that does (so many bytes were copied): its file goes, unless it stays.
+fn end(
+    vfs: &dyn Vfs,
+    path: PathBuf,
+    id: UniqueId,
+    beneath: Option<&ParentImage>,
+    (stays, copied): (bool, u64),
+) -> Result<Deleted> {
+    if !stays {
+        remove(vfs, &path, id, beneath)?;
+    }
+    Ok(Deleted { copied, kept: stays.then_some(path) })
 }
 
 /// The layer beneath a snapshot of a running disk.
@@ -155,7 +194,7 @@ fn child_in_chain(
     options: &OpenOptions,
     disk: &Path,
     id: UniqueId,
-) -> Result<Option<(UniqueId, Option<std::path::PathBuf>)>> {
+) -> Result<Option<(UniqueId, Option<PathBuf>)>> {
     let lineage = Lineage::open(options, disk)?;
     let Some(depth) = lineage.parents.iter().position(|parent| parent.unique_id() == id) else {
         return Ok(None);
@@ -189,14 +228,6 @@ fn alone(vfs: &dyn Vfs, path: &Path) -> Result<Arc<dyn File>> {
         vfs.open(path, Access::ReadOnly).map_err(|error| Error::io(path, "opening the snapshot", error))?;
     layer::lock(&*file, path, Access::ReadWrite)?;
     Ok(file)
-}
-
-fn refuse_unsealed(snapshot: &ParentImage) -> Result<()> {
-    if snapshot.seal_id().is_some() {
-        return Ok(());
-    }
-    let what = "it is not sealed as a snapshot: remove it yourself if nothing needs it".to_string();
-    Err(Error::Unsupported { path: snapshot.path().to_path_buf(), what })
 }
 
 /// Fails where a snapshot has other children than `above`.

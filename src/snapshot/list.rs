@@ -1,13 +1,14 @@
-//! The snapshots of a disk: the files beside it that say of themselves that they are.
+//! The snapshots of a disk: the files beside it that say of themselves that they are. A fixed disk cannot say it: it is one by its
+//! name, and if nobody may write to it.
 
 use super::point::Lineage;
 use super::state::state_of;
-use crate::chain::{Leaf, ParentImage, SnapshotName};
+use crate::chain::{self, Leaf, ParentImage, SnapshotName};
 use crate::disk::OpenOptions;
 use crate::error::{Error, Result};
 use crate::layer::Headers;
 use crate::state::VmState;
-use crate::vfs::{Access, FileTime};
+use crate::vfs::{Access, File, FileTime};
 use crate::vhd::UniqueId;
 use std::path::{Path, PathBuf};
 
@@ -49,10 +50,15 @@ pub fn list(options: &OpenOptions, path: &Path) -> Result<Vec<Listed>> {
         let Ok(file) = vfs.open(&path, Access::ReadOnly) else { continue };
         let Ok(image) = ParentImage::open(file, &path) else { continue };
         let lineage = image.lineage().unwrap_or_default();
-        let name = std::str::from_utf8(lineage.snapshot.as_bytes()).ok();
-        let Some(name) = name.and_then(|name| SnapshotName::new(name).ok()) else { continue };
+        let name = match image.is_fixed() {
+            true => chain::snapshot_of(&leaf.path(), &file_name),
+            false => std::str::from_utf8(lineage.snapshot.as_bytes())
+                .ok()
+                .and_then(|name| SnapshotName::new(name).ok()),
+        };
+        let Some(name) = name else { continue };
         // A copy under another name is a snapshot of nothing.
-        if !lineage.is_sealed() || leaf.snapshot(&name) != path {
+        if !image.is_sealed() || leaf.snapshot(&name) != path {
             continue;
         }
         let handle = vfs
@@ -60,12 +66,7 @@ pub fn list(options: &OpenOptions, path: &Path) -> Result<Vec<Listed>> {
             .map_err(|error| Error::io(&path, "opening the snapshot", error))?;
         let depth = chain.iter().position(|id| *id == image.unique_id());
         found.push(Listed {
-            // As the seal says: a crash while a child was noted in it may have changed the file's own time.
-            taken: Headers::read(&*handle, &path)?
-                .decide(&path)?
-                .superblock
-                .map(|(superblock, _)| superblock.fingerprint.modified)
-                .unwrap_or_default(),
+            taken: taken(&*handle, &image)?,
             allocated_bytes: handle
                 .allocated_bytes()
                 .map_err(|error| Error::io(&path, "asking for its space", error))?,
@@ -78,4 +79,15 @@ pub fn list(options: &OpenOptions, path: &Path) -> Result<Vec<Listed>> {
     }
     found.sort_by(|one, other| (one.taken, &one.name).cmp(&(other.taken, &other.name)));
     Ok(found)
+}
+
+/// When a snapshot was taken.
+fn taken(file: &dyn File, image: &ParentImage) -> Result<FileTime> {
+    let path = image.path();
+    if image.is_fixed() {
+        return file.modified().map_err(|error| Error::io(path, "asking for the modification time", error));
+    }
+    // As the seal says: a crash while a child was noted in it may have changed the file's own time.
+    let superblock = Headers::read(file, path)?.decide(path)?.superblock;
+    Ok(superblock.map(|(superblock, _)| superblock.fingerprint.modified).unwrap_or_default())
 }

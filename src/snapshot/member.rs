@@ -57,6 +57,7 @@ impl<'a> Member<'a> {
     pub fn begin(disk: &'a Disk, name: &SnapshotName, keeps_state: bool) -> Result<Self> {
         let turn = disk.origin().snapshots.checkpoint(disk.path())?;
         let snapshot = Snapshot::new(disk, name)?;
+        snapshot.layer()?;
         // Before anything says that they are under way, and may be removed.
         snapshot.check_no_state()?;
         let kept = match keeps_state {
@@ -87,15 +88,15 @@ impl<'a> Member<'a> {
         }
     }
 
-    fn exchange(&self) -> Result<()> {
+    fn exchange(&self, switch: &Switch<'_>) -> Result<()> {
         match defect::active(Defect::ExchangeBeforeManifest) {
             true => Ok(()),
-            false => self.snapshot.exchange(),
+            false => self.snapshot.exchange(switch),
         }
     }
 
     /// Nobody leads the checkpoint any more.
-    fn settle(&self, link: &StateLink) -> Result<()> {
+    fn settle(&self, switch: &Switch<'_>, link: &StateLink) -> Result<()> {
         let (vfs, folder) = (&**self.snapshot.vfs(), self.snapshot.folder());
         // If that fails it may have been done all the same.
         let _ = chain::commit_if_sealed(vfs, folder, link);
@@ -103,7 +104,7 @@ impl<'a> Member<'a> {
             let what = "it was not committed: other disks of it are not sealed".into();
             return Err(Error::Unsupported { path: self.snapshot.leaf_path(), what });
         }
-        self.exchange()
+        self.exchange(switch)
     }
 
     /// The process that has the disk open is killed: nothing more is done for the checkpoint. The disk has to be dropped, too.
@@ -165,9 +166,9 @@ impl Participant for Member<'_> {
         match mem::replace(&mut self.stage, Stage::Ended) {
             Stage::Switched(switch, child, link) => {
                 switch.drain();
-                let mut sealed = self.snapshot.seal(&child, &switch, link);
+                let mut sealed = self.snapshot.seal(&child, link);
                 if sealed.is_ok() && defect::active(Defect::ExchangeBeforeManifest) {
-                    sealed = self.snapshot.exchange();
+                    sealed = self.snapshot.exchange(&switch);
                 }
                 match sealed {
                     Ok(()) => self.stage = Stage::Sealed(switch, link),
@@ -185,7 +186,7 @@ impl Participant for Member<'_> {
     fn commit(&mut self) -> Result<PathBuf> {
         match mem::replace(&mut self.stage, Stage::Ended) {
             Stage::Sealed(switch, _) => {
-                let result = self.exchange();
+                let result = self.exchange(&switch);
                 let path = self.snapshot.end(switch, &result);
                 result.map(|()| path)
             }
@@ -219,7 +220,8 @@ impl Drop for Member<'_> {
             }
             Stage::Switched(switch, ..) => self.snapshot.stop(switch, &"it ended before the disk was sealed"),
             Stage::Sealed(switch, link) => {
-                self.snapshot.end(switch, &self.settle(&link));
+                let result = self.settle(&switch, &link);
+                self.snapshot.end(switch, &result);
             }
             Stage::Ended => {}
         }

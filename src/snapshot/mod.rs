@@ -16,13 +16,14 @@ mod point;
 mod pull;
 mod rebase;
 mod revert;
+mod sealing;
 mod space;
 mod state;
 mod tree;
 
 pub use crate::chain::SnapshotName;
 pub use checkpoint::{Checkpoint, Participant, StateRef, group};
-pub use delete::{delete, delete_running};
+pub use delete::{Deleted, delete, delete_running};
 pub use diff::{Change, ChangeKind, Diff, diff};
 pub use export::export_delta;
 pub use list::{Listed, list};

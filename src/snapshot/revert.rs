@@ -6,13 +6,14 @@
 
 use super::state::{resumable, state_of};
 use crate::chain::{self, ChildClaims, Leaf, ParentImage, SnapshotName};
-use crate::disk::{CreateOptions, OpenOptions, RING_BYTES};
+use crate::disk::{CreateOptions, OpenOptions};
 use crate::error::{Error, Result};
+use crate::ext::FixedParent;
 use crate::layer::{CreateParameters, LockedImage, NewImage};
 use crate::state::VmState;
 use crate::sync::Arc;
 use crate::vfs::Access;
-use crate::vhd::{self, UniqueId};
+use crate::vhd::UniqueId;
 use std::path::Path;
 
 /// What a revert means for the states of a disk's VM. The states themselves stay with their snapshots.
@@ -41,8 +42,8 @@ pub fn revert(options: &OpenOptions, path: &Path, name: &SnapshotName) -> Result
 
     let parameters = CreateParameters {
         size: snapshot.footer().current_size,
-        block_bytes: snapshot.block_bytes().unwrap_or(vhd::BLOCK_SIZE),
-        ring_bytes: RING_BYTES,
+        block_bytes: snapshot.block_bytes().unwrap_or(options.child_geometry.0),
+        ring_bytes: options.child_geometry.1,
         parent: Some(chain::link_to(&place, &snapshot)?),
     };
     let image = NewImage::new(&**vfs, &next, &parameters)?;
@@ -75,7 +76,7 @@ pub fn clone_to(options: &OpenOptions, snapshot: &Path, new: &Path) -> Result<()
         .vfs
         .open(snapshot, Access::ReadOnly)
         .map_err(|error| Error::io(snapshot, "opening the snapshot", error))?;
-    if !ParentImage::open(file, snapshot)?.seal_id().is_some() {
+    if !ParentImage::open(file, snapshot)?.is_sealed() {
         let what = format!(
             "{}: only a sealed image can be cloned: take a snapshot of it first and clone that",
             snapshot.display()
@@ -96,7 +97,11 @@ fn sealed(options: &OpenOptions, path: &Path, leaf: &Leaf, name: &SnapshotName) 
     }
     let images = chain::open_from(&options.vfs, &snapshot, &options.policy)?;
     match images.into_iter().next() {
-        Some(image) if image.seal_id().is_some() => Ok(image),
+        Some(image) if image.is_sealed() => Ok(image),
+        Some(image) if image.is_fixed() => Err(none(format!(
+            "{} is a fixed disk that may be written to: if it is the snapshot, and nobody did so, take that permission away (`chmod a-w`)",
+            snapshot.display()
+        ))),
         _ => Err(none(format!("{} is no snapshot: it is not sealed", snapshot.display()))),
     }
 }
@@ -120,7 +125,11 @@ fn clear(options: &OpenOptions, leaf: &Leaf, next: &Path) -> Result<()> {
         return Ok(());
     }
     let left = LockedImage::new(Arc::clone(vfs), next, Access::ReadOnly)?;
-    let is_ours = left.lineage().is_some_and(|lineage| lineage.parent_seal.is_some() && !lineage.is_sealed());
+    let is_ours = left.lineage().is_some_and(|lineage| {
+        let knows_its_parent =
+            lineage.parent_seal.is_some() || lineage.fixed_parent != FixedParent::default();
+        knows_its_parent && !lineage.is_sealed()
+    });
     if !is_ours {
         return Err(Error::Exists { path: next.to_path_buf() });
     }

@@ -4,7 +4,7 @@
 //! folder that name a layer as their parent are children, too, registered or not. Nothing is opened outside of the folders in which layers
 //! may lie, nothing is locked, and nothing changed.
 
-use crate::chain::{Children, MAX_DEPTH, folder};
+use crate::chain::{Children, MAX_DEPTH, folder, snapshot_of};
 use crate::disk::OpenOptions;
 use crate::error::{Error, Result};
 use crate::ext::Lineage;
@@ -77,20 +77,26 @@ struct Look {
     header: Option<DynamicHeader>,
     lineage: Lineage,
     sealed_at: Option<FileTime>,
+    /// By its seal, or as a fixed disk that nobody may write to.
+    is_sealed: bool,
 }
 
 impl Look {
     fn new(file: Arc<dyn File>, path: &Path) -> Result<Self> {
         let path = path.to_path_buf();
         if let Some(footer) = layer::fixed_footer(&*file, &path)? {
+            let is_sealed = file.is_read_only();
+            let is_sealed =
+                is_sealed.map_err(|error| Error::io(&path, "asking who may write to the file", error))?;
             let (header, lineage, sealed_at) = (None, Lineage::default(), None);
-            return Ok(Look { path, file, footer, header, lineage, sealed_at });
+            return Ok(Look { path, file, footer, header, lineage, sealed_at, is_sealed });
         }
         let decision = Headers::read(&*file, &path)?.decide(&path)?;
         let lineage = decision.lineage();
-        let sealed_at =
-            decision.superblock.filter(|_| lineage.is_sealed()).map(|(s, _)| s.fingerprint.modified);
-        Ok(Look { path, file, footer: decision.footer, header: Some(decision.header), lineage, sealed_at })
+        let is_sealed = lineage.is_sealed();
+        let sealed_at = decision.superblock.filter(|_| is_sealed).map(|(s, _)| s.fingerprint.modified);
+        let (footer, header) = (decision.footer, Some(decision.header));
+        Ok(Look { path, file, footer, header, lineage, sealed_at, is_sealed })
     }
 
     /// The header of a differencing image.
@@ -98,17 +104,25 @@ impl Look {
         self.header.as_ref().filter(|_| self.footer.disk_type == DiskType::Differencing)
     }
 
-    fn state(&self) -> Result<LayerState> {
+    /// What it is like; `disk` is the one whose tree it is in.
+    fn state(&self, disk: &Path) -> Result<LayerState> {
         let io = |operation| move |error| Error::io(&self.path, operation, error);
-        let name = String::from_utf8_lossy(self.lineage.snapshot.as_bytes()).into_owned();
+        let name = match &self.header {
+            Some(_) => String::from_utf8_lossy(self.lineage.snapshot.as_bytes()).into_owned(),
+            None => self
+                .path
+                .file_name()
+                .and_then(|file| snapshot_of(disk, file))
+                .map_or(String::new(), |name| name.as_str().to_string()),
+        };
         let changed = match self.sealed_at {
             Some(time) => time,
             None => self.file.modified().map_err(io("asking for the modification time"))?,
         };
         Ok(LayerState {
             disk_type: self.footer.disk_type,
-            sealed: self.lineage.is_sealed(),
-            snapshot: Some(name).filter(|name| self.lineage.is_sealed() && !name.is_empty()),
+            sealed: self.is_sealed,
+            snapshot: Some(name).filter(|name| self.is_sealed && !name.is_empty()),
             virtual_size: self.footer.current_size,
             allocated_bytes: self.file.allocated_bytes().map_err(io("asking for the space it occupies"))?,
             file_bytes: self.file.length().map_err(io("asking for the length"))?,
@@ -290,10 +304,11 @@ impl Search<'_> {
             order.extend(children.get(number).into_iter().flatten());
             next += 1;
         }
+        let disk = self.image(0).map(|disk| disk.path.clone()).unwrap_or_default();
         let layer = |&number: &usize| {
             let node = self.found.get(number)?;
             let (path, unique_id, state) = match &node.found {
-                Found::Image(look) => (look.path.clone(), look.footer.unique_id, look.state().map(Ok)),
+                Found::Image(look) => (look.path.clone(), look.footer.unique_id, look.state(&disk).map(Ok)),
                 Found::Missing { path, unique_id, why } => (path.clone(), *unique_id, Ok(Err(why.clone()))),
             };
             let parent = node.parent.and_then(|parent| places.get(&parent).copied());

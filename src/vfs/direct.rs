@@ -285,6 +285,10 @@ impl File for DirectFile {
         self.cached.sync_data()
     }
 
+    fn sync_all(&self) -> io::Result<()> {
+        self.cached.sync_all()
+    }
+
     fn forget_cached(&self, length: u64) -> io::Result<()> {
         self.cached.forget_cached(length)
     }

@@ -244,6 +244,10 @@ impl File for HostFile {
         Ok(rustix::fs::fdatasync(&self.fd)?)
     }
 
+    fn sync_all(&self) -> io::Result<()> {
+        Ok(rustix::fs::fsync(&self.fd)?)
+    }
+
     fn forget_cached(&self, length: u64) -> io::Result<()> {
         Ok(rustix::fs::fadvise(&self.fd, 0, NonZeroU64::new(length), Advice::DontNeed)?)
     }

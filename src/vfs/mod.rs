@@ -140,6 +140,11 @@ pub trait File: Send + Sync + fmt::Debug {
     /// Returns when all writes, size changes and holes that completed before the call are on the medium.
     fn sync_data(&self) -> io::Result<()>;
 
+    /// The same, and the time of the last change and who may write to the file are on the medium, too.
+    fn sync_all(&self) -> io::Result<()> {
+        self.sync_data()
+    }
+
     /// Makes the next reads below `length` come from the medium, as far as the cache lets go of it (best effort). After a
     /// failed sync a cache may show what the medium does not hold, and call it clean.
     fn forget_cached(&self, length: u64) -> io::Result<()>;

@@ -152,12 +152,17 @@ pub fn shrink(vfs: &SimVfs, path: &Path, size: u64) {
 }
 
 /// A chain from the root up, with what its top shows: layers `/vm@N.vhd` and `/vm.vhd` on top. Some layers are shorter than those
-/// beneath them, so that they hide those with zeros; the top may have been left without closing it. With an odd seed files cannot
-/// share space.
+/// beneath them, so that they hide those with zeros; the root may be a fixed disk; the top may have been left without closing it. With
+/// an odd seed files cannot share space.
 pub struct Chain {
     pub vfs: SimVfs,
     pub layers: Vec<PathBuf>,
     pub content: Vec<u8>,
+}
+
+/// Whether the root of this random chain is a fixed disk.
+pub fn has_fixed_root(seed: u64) -> bool {
+    seed % 5 == 3
 }
 
 impl Chain {
@@ -171,7 +176,10 @@ impl Chain {
         for number in 0..depth {
             let top = number + 1 == depth;
             let path = PathBuf::from(if top { "/vm.vhd".into() } else { format!("/vm@{number}.vhd") });
-            create(&vfs, &path, layers.last().map(PathBuf::as_path));
+            match number == 0 && has_fixed_root(seed) {
+                true => CreateOptions::new(SIZE).fixed().vfs(Arc::new(vfs.clone())).create(&path).unwrap(),
+                false => create(&vfs, &path, layers.last().map(PathBuf::as_path)),
+            }
             let requests = rng.below(6);
             change_closed(&vfs, &path, &mut content, &mut rng, requests);
             layers.push(path);
@@ -426,7 +434,8 @@ pub fn deleted_running(seed: u64, bounds: &Bounds) -> Result<u64, String> {
     let number = rng.below(below as u64) as usize;
     let (disk, name) = (Path::new("/vm.vhd"), SnapshotName::new(&number.to_string()).unwrap());
     let gone = layers[number].clone();
-    let kept: Vec<&PathBuf> = layers[..below].iter().filter(|path| **path != gone).collect();
+    let stays = number == 0 && has_fixed_root(seed);
+    let kept: Vec<&PathBuf> = layers[..below].iter().filter(|path| stays || **path != gone).collect();
     let shown = |vfs: &SimVfs| -> Result<Vec<Vec<u8>>, String> {
         kept.iter().map(|path| read(&options(vfs).read_only(true), path)).collect()
     };
@@ -437,14 +446,15 @@ pub fn deleted_running(seed: u64, bounds: &Bounds) -> Result<u64, String> {
         wrong = std::mem::replace(&mut wrong, Ok(())).and_then(|()| guest.beside());
         ControlFlow::Continue(())
     });
-    deleted.map_err(|error| error.to_string())?;
+    let deleted = deleted.map_err(|error| error.to_string())?;
+    assert_eq!(deleted.kept.is_some(), stays);
     wrong?;
     let returned = vfs.tick();
     let points = guest.end()?;
     let history = guest.history.lock().unwrap();
     explore(&points, bounds, &|state, clock| {
         let vfs = state.to_vfs(state.hash);
-        if state.has(&gone) && clock >= returned {
+        if state.has(&gone) != stays && clock >= returned {
             return Err("the snapshot is still there".into());
         }
         // That recovers a layer that was being changed, too.
@@ -454,6 +464,7 @@ pub fn deleted_running(seed: u64, bounds: &Bounds) -> Result<u64, String> {
         match cowvhd::snapshot::delete(&options(&vfs), disk, &name, &mut |_| ControlFlow::Continue(())) {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::NotFound && !state.has(&gone) => {}
+            Err(error) if error.kind() == ErrorKind::Unsupported && stays => {}
             Err(error) => return Err(format!("deleting again: {error}")),
         }
         let points = vfs.take_crash_points();
@@ -487,13 +498,15 @@ pub fn deleted(seed: u64, bounds: &Bounds) -> Result<u64, String> {
     let delete = |vfs: &SimVfs| {
         cowvhd::snapshot::delete(&options(vfs), chain.disk(), &name, &mut |_| ControlFlow::Continue(()))
     };
-    let kept: Vec<PathBuf> = vfs.paths().into_iter().filter(|path| *path != gone).collect();
+    let stays = number == 0 && has_fixed_root(seed);
+    let kept: Vec<PathBuf> = vfs.paths().into_iter().filter(|path| stays || *path != gone).collect();
     let shown = |vfs: &SimVfs| -> Result<Vec<Vec<u8>>, String> {
         kept.iter().map(|path| read(&options(vfs).read_only(true), path)).collect()
     };
     let before = shown(vfs)?;
     vfs.record(true);
-    delete(vfs).map_err(|error| error.to_string())?;
+    let deleted = delete(vfs).map_err(|error| error.to_string())?;
+    assert_eq!(deleted.kept.is_some(), stays);
     let returned = vfs.tick();
     let mut points = vfs.take_crash_points();
     points.push(vfs.crash_now());
@@ -503,7 +516,7 @@ pub fn deleted(seed: u64, bounds: &Bounds) -> Result<u64, String> {
     };
     explore(&points, bounds, &|state, clock| {
         let vfs = state.to_vfs(state.hash);
-        if state.has(&gone) && clock >= returned {
+        if state.has(&gone) != stays && clock >= returned {
             return Err("the snapshot is still there".into());
         }
         // That recovers a layer that was being changed, too.
@@ -512,6 +525,7 @@ pub fn deleted(seed: u64, bounds: &Bounds) -> Result<u64, String> {
         match delete(&vfs) {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::NotFound && !state.has(&gone) => {}
+            Err(error) if error.kind() == ErrorKind::Unsupported && stays => {}
             Err(error) => return Err(format!("deleting again: {error}")),
         }
         let points = vfs.take_crash_points();

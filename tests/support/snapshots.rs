@@ -30,6 +30,25 @@ pub const KINDS: [FileSystem; 3] = [
     FileSystem { no_exchange: true, no_nameless_files: true, ..ABLE },
 ];
 
+/// What the disk is before its first snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Root {
+    Dynamic,
+    Fixed,
+}
+
+/// Where the stories play.
+pub fn stages() -> impl Iterator<Item = (Root, FileSystem)> {
+    [Root::Dynamic, Root::Fixed].into_iter().flat_map(|root| KINDS.map(|kind| (root, kind)))
+}
+
+/// Up to `most` states of a crash point. A fixed disk's footer shares a physical sector with the guest's last data.
+pub fn sample(root: Root, most: usize) -> Bounds {
+    let shared = SIZE / 4096 * 4096;
+    let spared = if root == Root::Fixed { (shared, shared + 4096) } else { (0, 0) };
+    Bounds { spared, ..Bounds::sample(most) }
+}
+
 /// A disk that is written to, gets a snapshot under live writes, is written to, gets another one, and is written to.
 fn tell(story: &mut Story) {
     story.write_some(3);
@@ -45,8 +64,8 @@ fn tell(story: &mut Story) {
 }
 
 /// Cuts the power at every step; judges up to `most` states of each, and says how many there were.
-pub fn cut_anywhere(kind: FileSystem, most: usize) -> Result<u64, String> {
-    let mut story = Story::new(1, kind);
+pub fn cut_anywhere((root, kind): (Root, FileSystem), most: usize) -> Result<u64, String> {
+    let mut story = Story::new(1, root, kind);
     story.vfs.record(true);
     tell(&mut story);
     let mut points = story.vfs.take_crash_points();
@@ -55,10 +74,11 @@ pub fn cut_anywhere(kind: FileSystem, most: usize) -> Result<u64, String> {
     let mut seen = HashSet::new();
     for (p, point) in points.iter().enumerate() {
         let mut result = Ok(());
-        point.for_each_state(p as u64, &Bounds::sample(most), |state| {
+        point.for_each_state(p as u64, &sample(root, most), |state| {
             if seen.insert(state.hash ^ point.clock()) {
                 let judged = judge(&story, &state, point.clock(), 1);
-                result = judged.map_err(|what| format!("{kind:?}, point {p}, {}: {what}", state.fates()));
+                result = judged
+                    .map_err(|what| format!("{root:?}, {kind:?}, point {p}, {}: {what}", state.fates()));
             }
             result.is_ok()
         });
@@ -69,23 +89,24 @@ pub fn cut_anywhere(kind: FileSystem, most: usize) -> Result<u64, String> {
 
 /// The process ends at every step; another one goes on with what the cache shows, flushes, and then the power fails. Says how
 /// many steps there were.
-pub fn kill_anywhere(kind: FileSystem, most: usize) -> Result<u64, String> {
+pub fn kill_anywhere((root, kind): (Root, FileSystem), most: usize) -> Result<u64, String> {
     for step in 0.. {
-        let mut story = Story::new(2, kind);
+        let mut story = Story::new(2, root, kind);
         story.kill_at = Some(step);
         if catch_unwind(AssertUnwindSafe(|| tell(&mut story))).is_ok() {
             return Ok(step);
         }
         story.kill_at = None;
         story.vfs.set_hook(None);
-        story.reopen().map_err(|error| format!("{kind:?}, killed at {step}: {error}"))?;
+        story.reopen().map_err(|error| format!("{root:?}, {kind:?}, killed at {step}: {error}"))?;
         story.write_some(2);
         story.flush();
         let point = story.vfs.crash_now();
         let mut result = Ok(());
-        point.for_each_state(step, &Bounds::sample(most), |state| {
+        point.for_each_state(step, &sample(root, most), |state| {
             let judged = judge(&story, &state, point.clock(), 0);
-            result = judged.map_err(|what| format!("{kind:?}, killed at {step}, {}: {what}", state.fates()));
+            result = judged
+                .map_err(|what| format!("{root:?}, {kind:?}, killed at {step}, {}: {what}", state.fates()));
             result.is_ok()
         });
         result?;
@@ -125,15 +146,16 @@ pub struct Story {
     belief: Arc<Mutex<Belief>>,
 }
 
-fn options(vfs: &SimVfs) -> OpenOptions {
-    OpenOptions::new().vfs(Arc::new(vfs.clone()))
+pub fn options(vfs: &SimVfs) -> OpenOptions {
+    OpenOptions::new().test_geometry(BLOCK, RING).vfs(Arc::new(vfs.clone()))
 }
 
 impl Story {
-    pub fn new(seed: u64, kind: FileSystem) -> Self {
+    pub fn new(seed: u64, root: Root, kind: FileSystem) -> Self {
         let vfs = SimVfs::new(seed);
         vfs.set_kind(kind);
         let create = CreateOptions::new(SIZE).test_geometry(BLOCK, RING).vfs(Arc::new(vfs.clone()));
+        let create = if root == Root::Fixed { create.fixed() } else { create };
         create.create(Path::new(LEAF)).unwrap();
         let disk = Some(Arc::new(options(&vfs).open(Path::new(LEAF)).unwrap()));
         let belief = Belief {

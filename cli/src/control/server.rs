@@ -193,8 +193,8 @@ impl Served {
                     return Err(Failure::new(what));
                 };
                 let _files = self.crcs.keep_closed();
-                let copied = delete_running(&self.disk, &name, &mut |progress| listener.hear(progress))?;
-                serde_json::to_value(json!({"copied-bytes": copied}))
+                let deleted = delete_running(&self.disk, &name, &mut |progress| listener.hear(progress))?;
+                serde_json::to_value(json!({"copied-bytes": deleted.copied, "kept": deleted.kept}))
             }
             Request::GroupJoin { .. }
             | Request::GroupPrepare {}

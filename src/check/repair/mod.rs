@@ -218,7 +218,7 @@ const MAX_ROUNDS: usize = 16;
 impl Target<'_> {
     fn examine(&self) -> Result<Examined> {
         let mut examined = image::examine(Arc::clone(&self.vfs), Arc::clone(&self.file), self.path)?;
-        unfinished::check(&mut examined.report, &*self.vfs, self.path, examined.image.as_ref());
+        unfinished::check(&mut examined.report, &*self.vfs, &*self.file, self.path, examined.image.as_ref());
         Ok(examined)
     }
 

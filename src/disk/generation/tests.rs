@@ -4,7 +4,7 @@
 
 use super::*;
 use crate::chain::ParentImage;
-use crate::disk::{CreateOptions, Disk, OpenOptions};
+use crate::disk::{CreateOptions, Disk, OpenOptions, RunningLeaf};
 use crate::error::ErrorKind;
 use crate::layer::{self, CreateParameters, Image, ParentLink};
 use crate::sim::SimVfs;
@@ -28,11 +28,18 @@ fn create_root(vfs: &Arc<dyn Vfs>, folder: &Path, size: u64) -> Disk {
     OpenOptions::new().vfs(Arc::clone(vfs)).open(&name(folder, 0)).unwrap()
 }
 
+fn leaf(disk: &Disk) -> Arc<Layer> {
+    match disk.leaf().unwrap() {
+        RunningLeaf::Layer(layer) => layer,
+        RunningLeaf::Fixed(_) => unreachable!(),
+    }
+}
+
 /// An empty child of the leaf, numbered as it is to be named.
 fn child(vfs: &Arc<dyn Vfs>, folder: &Path, disk: &Disk, number: u64) -> Box<Layer> {
     let path = name(folder, number);
     let parent = ParentLink {
-        unique_id: disk.leaf().unwrap().footer().unique_id,
+        unique_id: leaf(disk).footer().unique_id,
         modified: Timestamp::from_unix_seconds(1 << 30),
         path: name(Path::new(""), number - 1),
         seal_id: Default::default(),
@@ -171,6 +178,7 @@ fn threads_beside_new_leaves() {
                 std::thread::yield_now();
             }
             let child = child(vfs, dir.path(), disk, number);
+            let old = leaf(disk);
             let switch = disk.switch_leaf(child).unwrap();
             switched.store(number, Ordering::SeqCst);
             let enough = turns.load(Ordering::SeqCst) + 20;
@@ -178,7 +186,6 @@ fn threads_beside_new_leaves() {
                 std::thread::yield_now();
             }
             // As a snapshot would seal it: nothing but parents read it now.
-            let old = Arc::clone(switch.old_leaf());
             let sealed = sealed(vfs, &old);
             committed.store(number, Ordering::SeqCst);
             switch.commit((number % 3 != 0).then_some(sealed));
@@ -224,8 +231,9 @@ fn a_thousand_leaves_later_a_read_is_one_read() {
     }
     for number in 1..=LEAVES {
         let child = child(&vfs, folder, &disk, number);
+        let old = leaf(&disk);
         let switch = disk.switch_leaf(child).unwrap();
-        let sealed = sealed(&vfs, switch.old_leaf());
+        let sealed = sealed(&vfs, &old);
         switch.commit(Some(sealed));
         if number == 1 {
             // The first touch of these; blocks 2 and 3 are not touched for a thousand leaves.
