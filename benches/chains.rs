@@ -4,6 +4,8 @@
 //! are medians over the rounds. What of a difference is the kernel's, who looks for pages in one file or in a thousand, show
 //! bare `pread`s of places drawn in the same way from the files that hold them.
 //!
+//! Then the same chains as qcow2, read by `qemu-img bench`, relative to its own depth of one.
+//!
 //! `cargo bench --bench chains [-- DEPTH]` goes up to that depth (1000).
 
 #![allow(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
@@ -17,7 +19,7 @@ use std::hint::black_box;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use support::{BLOCK, GIB, KIB, Rng, SMALL, directory};
+use support::{BLOCK, GIB, KIB, Rng, SMALL, directory, qcow2};
 
 const SIZE: u64 = GIB;
 const PIECE: u64 = 64 * KIB;
@@ -180,5 +182,38 @@ fn main() {
             ratio(&bare_rounds[0], &bare_rounds[at]),
             ratio(&bare_rounds[at], &rounds[at]),
         );
+    }
+    drop(disks);
+    drop(folder);
+    neighbour(&depths, &mut rng);
+}
+
+/// QEMU's curve. Each figure is a process of its own; what it takes to start and to open the chain is not in it.
+fn neighbour(depths: &[u64], rng: &mut Rng) {
+    let folder = directory();
+    let deepest = depths.last().copied().unwrap_or(1);
+    if qcow2::build(folder.path(), deepest, rng).is_none() {
+        println!("\nqcow2: no chain could be made (apt-get install qemu-utils)");
+        return;
+    }
+    println!("\n| depth | qcow2 by QEMU, ns a read | of depth 1 |\n|---|---|---|");
+    let mut rounds: Vec<Vec<f64>> = vec![Vec::new(); depths.len()];
+    for round in 0..6 {
+        for (times, &depth) in rounds.iter_mut().zip(depths) {
+            match qcow2::read(folder.path(), depth) {
+                // The first one warms up.
+                Some(seconds) if round > 0 => times.push(seconds),
+                _ => {}
+            }
+        }
+    }
+    let first = median(rounds.first().cloned().unwrap_or_default());
+    for (times, depth) in rounds.into_iter().zip(depths) {
+        if times.is_empty() {
+            println!("| {depth} | cannot be opened | |");
+        } else {
+            let seconds = median(times);
+            println!("| {depth} | {:.0} | {:.3} |", seconds * 1e9 / qcow2::READS as f64, first / seconds);
+        }
     }
 }

@@ -1,5 +1,8 @@
 //! A raw file and a cowvhd disk side by side: the same file system, the same content, the caches filled the same way.
 
+#[allow(dead_code, reason = "only one benchmark has this neighbour")]
+pub mod qcow2;
+
 use cowvhd::{CreateOptions, Disk, OpenOptions};
 use std::fs::File;
 use std::os::unix::fs::FileExt;

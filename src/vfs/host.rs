@@ -46,7 +46,7 @@ impl Vfs for HostVfs {
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let fd = rustix::fs::open(path, flags, Mode::from_raw_mode(0o666))?;
-        Ok(Arc::new(HostFile { fd }))
+        Ok(Arc::new(HostFile::new(fd)))
     }
 
     fn create_nameless(&self, folder: &Path) -> io::Result<Arc<dyn File>> {
@@ -154,7 +154,7 @@ fn or_current(directory: &Path) -> &Path {
 /// Takes a descriptor that must be a regular file.
 fn regular(fd: OwnedFd) -> io::Result<HostFile> {
     match FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) {
-        FileType::RegularFile => Ok(HostFile { fd }),
+        FileType::RegularFile => Ok(HostFile::new(fd)),
         other => Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             format!("it is a {other:?}, expected a regular file"),
@@ -169,6 +169,14 @@ pub(super) struct HostFile {
 }
 
 impl HostFile {
+    /// Reads of an image are not noted in its access time, where that is allowed (to the owner of the file): each would look at
+    /// three times in the inode before it is done.
+    fn new(fd: OwnedFd) -> Self {
+        let _ = rustix::fs::fcntl_getfl(&fd)
+            .and_then(|flags| rustix::fs::fcntl_setfl(&fd, flags | OFlags::NOATIME));
+        HostFile { fd }
+    }
+
     pub(super) fn open(path: &Path, access: Access) -> io::Result<Self> {
         let mode = match access {
             Access::ReadOnly => OFlags::RDONLY,
@@ -187,7 +195,7 @@ impl HostFile {
         use rustix::io::Errno;
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
         match rustix::fs::open(or_current(folder), flags, Mode::from_raw_mode(0o666)) {
-            Ok(fd) => Ok(HostFile { fd }),
+            Ok(fd) => Ok(HostFile::new(fd)),
             // Old kernels take it for an attempt to write to the folder.
             Err(Errno::NOTSUP | Errno::ISDIR | Errno::INVAL) => Err(io::ErrorKind::Unsupported.into()),
             Err(error) => Err(error.into()),
@@ -406,6 +414,22 @@ mod tests {
         names.sort();
         assert_eq!(names, ["vm+a", "vm+b"]);
         assert!(HostVfs.files(&dir.path().join("none"), OsStr::new("")).is_err());
+    }
+
+    #[test]
+    fn reading_an_image_does_not_touch_its_access_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vm.vhd");
+        std::fs::write(&path, [7; 4096]).unwrap();
+        // Older than the content, so that any other reader would change it.
+        let long_ago = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1);
+        let times = std::fs::FileTimes::new().set_accessed(long_ago);
+        std::fs::File::options().write(true).open(&path).unwrap().set_times(times).unwrap();
+        for access in [Access::ReadOnly, Access::ReadWrite] {
+            let file = HostVfs.open(&path, access).unwrap();
+            assert_eq!(file.read_at(&mut [0; 4096], 0).unwrap(), 4096);
+        }
+        assert_eq!(std::fs::metadata(&path).unwrap().accessed().unwrap(), long_ago);
     }
 
     #[test]
