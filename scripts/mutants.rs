@@ -13,7 +13,9 @@ extern crate self as cowvhd;
 static END_WITH_THE_FIRST_FAILURE: extern "C" fn() = {
     extern "C" fn set() {
         std::panic::set_hook(Box::new(|panic| {
-            eprintln!("{panic}");
+            use std::io::Write;
+            // Past the capture of a test's output, which would be lost.
+            let _ = writeln!(std::io::stderr(), "{panic}");
             std::process::exit(101)
         }));
     }

@@ -7,8 +7,9 @@ mod hostile_chains;
 
 use cowvhd::check::{ChainReport, Code, Consent, Severity, check_chain, plan, relink, undo};
 use cowvhd::vfs::{Access, HostVfs, LockMode, Vfs};
+use cowvhd::vhd::{Footer, Timestamp};
 use cowvhd::{CreateOptions, ErrorKind, OpenOptions};
-use hostile_chains::{Case, Outcome, cases};
+use hostile_chains::{Case, Outcome, add_block, cases, child_made_elsewhere, layers};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -216,4 +217,79 @@ fn a_parent_in_use_for_writing_is_an_error() {
     let error = check_chain(&OpenOptions::new(), &disk).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InUse);
     drop(open);
+}
+
+#[test]
+fn a_chain_is_deep_above_a_hundred_layers() {
+    for (count, deep) in [(100, 0), (101, 1)] {
+        let dir = tempfile::tempdir().unwrap();
+        layers(dir.path(), count);
+        let chain = checked(&dir.path().join("disk.vhd"));
+        assert_eq!(chain.layers().len() as u32, count);
+        assert_eq!(chain.layers()[0].count(Code::ChainDeep), deep, "{count} layers");
+        assert_eq!(chain.layers()[count as usize - 1].count(Code::ParentMissing), 1);
+    }
+}
+
+/// The caller's word is about the disk's own parent; those beneath are where their children say.
+#[test]
+fn the_parent_that_the_caller_names_is_that_of_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let [disk, middle, root] = three(dir.path());
+    let moved = dir.path().join("base/elsewhere");
+    fs::rename(&middle, &moved).unwrap();
+    let chain = check_chain(&OpenOptions::new().parent(&moved), &disk).unwrap();
+    assert_eq!(chain.worst(), None, "{}", text(&chain));
+    let found: Vec<&Path> = chain.layers().iter().map(|layer| layer.path.as_path()).collect();
+    assert_eq!(found, [&disk, &moved, &root]);
+}
+
+/// A fixed parent has no seal: its child knows how long its file was.
+#[test]
+fn a_fixed_parent_that_has_grown_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let [base, disk] = ["base.vhd", "disk.vhd"].map(|name| dir.path().join(name));
+    CreateOptions::new(1 << 20).fixed().create(&base).unwrap();
+    CreateOptions::child_of(&base).create(&disk).unwrap();
+    assert_eq!(checked(&disk).worst(), None, "{}", text(&checked(&disk)));
+    let mut bytes = fs::read(&base).unwrap();
+    let footer = Footer::parse(&bytes.split_off(1 << 20)).unwrap();
+    bytes.resize(2 << 20, 0);
+    let grown = Footer::new(footer.disk_type, 2 << 20, footer.unique_id, footer.timestamp);
+    bytes.extend(grown.to_bytes());
+    fs::remove_file(&base).unwrap();
+    fs::write(&base, bytes).unwrap();
+    let chain = checked(&disk);
+    let findings = chain.layers()[0].findings();
+    let changed = findings.iter().find(|finding| finding.code == Code::ParentChanged).unwrap();
+    assert_eq!(changed.what, "its file has 2097664 bytes, and had 1049088 when this disk was made");
+}
+
+/// A child of another program knows when its parent was changed. Whether that was a guest or a copy, the parent tells.
+#[test]
+fn a_parent_that_changed_after_its_child_of_another_program() {
+    let changed = |parent: fn(&Path), seconds_after: i64| {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("base.vhd");
+        CreateOptions::new(8 << 20).create(&base).unwrap();
+        parent(&base);
+        let modified = fs::metadata(&base).unwrap().modified().unwrap();
+        let seconds = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() as i64;
+        let noted = Timestamp::from_unix_seconds(seconds - seconds_after);
+        child_made_elsewhere(dir.path(), noted);
+        let chain = checked(&dir.path().join("disk.vhd"));
+        assert_eq!(chain.layers().len(), 2, "{}", text(&chain));
+        let count = |code| chain.layers()[0].count(code);
+        (count(Code::ParentChanged), count(Code::ParentTime))
+    };
+    let touched = |base: &Path| {
+        let file = fs::File::options().write(true).open(base).unwrap();
+        file.set_modified(SystemTime::now() + std::time::Duration::from_secs(100)).unwrap();
+    };
+    assert_eq!(changed(|_| (), 0), (0, 0));
+    assert_eq!(changed(|_| (), 1), (1, 0));
+    assert_eq!(changed(|_| (), -1), (0, 1));
+    assert_eq!(changed(touched, 1), (0, 1));
+    assert_eq!(changed(add_block, 1), (1, 0));
+    assert_eq!(changed(add_block, -1), (0, 1));
 }

@@ -6,10 +6,11 @@
 #[allow(dead_code, reason = "shared with other tests")]
 mod hostile;
 
-use cowvhd::check::{Consent, Report, check, plan, repair, salvage, undo};
+use cowvhd::check::{Consent, Finding, Repair, Report, check, plan, repair, salvage, undo};
 use cowvhd::vfs::HostVfs;
 use cowvhd::{ErrorKind, OpenOptions};
 use hostile::{Case, Outcome, cases};
+use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -160,4 +161,84 @@ fn what_can_be_read_is_saved() {
         }
         assert!(fingerprint(&path) == before, "{name}");
     }
+}
+
+/// What all images are said to have, word by word and with every place, what a repair says that it did, and what a guest sees then.
+/// `COWVHD_TEST_WRITE=1` writes it again: read the difference.
+#[test]
+fn every_image_is_described_in_the_same_words() {
+    let mut text = String::new();
+    for case in cases().iter().filter(|case| !case.name.contains("4 GiB")) {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, saved) = (dir.path().join("disk.vhd"), dir.path().join("undo"));
+        (case.build)(&path);
+        let repaired = repair(Arc::new(HostVfs), &path, Consent::All, &saved).unwrap();
+        writeln!(text, "\n{}", case.name).unwrap();
+        describe(&mut text, &path, &repaired);
+    }
+    let expected = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/hostile.txt");
+    if std::env::var_os("COWVHD_TEST_WRITE").is_some() {
+        fs::write(&expected, &text).unwrap();
+    }
+    let expected = include_str!("support/hostile.txt");
+    for (number, (found, expected)) in (1..).zip(text.lines().zip(expected.lines())) {
+        assert_eq!(found, expected, "line {number} of tests/support/hostile.txt");
+    }
+    assert_eq!(text.len(), expected.len());
+}
+
+fn describe(text: &mut String, path: &Path, repaired: &Repair) {
+    summary(text, &repaired.before);
+    repaired.before.findings().iter().for_each(|finding| line(text, "", finding));
+    for step in &repaired.steps {
+        let safe = if step.safe { "" } else { " (may lose)" };
+        writeln!(text, "  - {}{safe}", nameless(&step.what)).unwrap();
+    }
+    if repaired.changes() {
+        summary(text, &repaired.after);
+        repaired.after.findings().iter().for_each(|finding| line(text, "left: ", finding));
+    }
+    if let Ok(disk) = OpenOptions::new().read_only(true).open(path)
+        && disk.size() <= 64 << 20
+    {
+        let mut content = vec![0; disk.size() as usize];
+        disk.read_at(&mut content, 0).unwrap();
+        let runs = content.chunk_by(|a, b| a == b).scan(0, |at, run| {
+            *at += run.len();
+            Some((*at - run.len(), run))
+        });
+        let runs = runs
+            .filter(|(_, run)| run[0] != 0)
+            .map(|(at, run)| format!("{} of {:#x} at {at}", run.len(), run[0]));
+        let runs: Vec<String> = runs.take(8).collect();
+        writeln!(text, "  content: {}", if runs.is_empty() { "zeros".into() } else { runs.join(", ") })
+            .unwrap();
+    }
+}
+
+fn summary(text: &mut String, report: &Report) {
+    let (blocks, all, leaked) = (report.allocated_blocks, report.total_blocks, report.leaked_bytes);
+    let disk = match (report.disk_type, report.virtual_size) {
+        (Some(disk_type), Some(size)) => format!("{disk_type:?}, {size} bytes"),
+        other => format!("{other:?}"),
+    };
+    writeln!(text, "  {disk}: {blocks} of {all} blocks in {} bytes, {leaked} leaked", report.file_bytes)
+        .unwrap();
+}
+
+fn line(text: &mut String, left: &str, finding: &Finding) {
+    let Finding { code, structure, offset, block, guest, what } = finding;
+    let at = offset.map_or(String::new(), |at| format!(" at {at}"));
+    let block = block.map_or(String::new(), |block| format!(" of block {block}"));
+    let guest = guest.as_ref().map_or(String::new(), |guest| format!(" ({guest:?})"));
+    writeln!(text, "  {left}{code}: {structure}{at}{block}{guest}: {}", nameless(what)).unwrap();
+}
+
+/// Without the ids that are drawn, and checksums over them.
+fn nameless(what: &str) -> String {
+    let drawn = |word: &str| {
+        let (dashes, digits) = (word.matches('-').count(), word.trim_end_matches(','));
+        dashes == 4 && word.len() > 30 || digits.starts_with("0x") && digits.len() == 10
+    };
+    what.split(' ').map(|word| if drawn(word) { "…" } else { word }).collect::<Vec<_>>().join(" ")
 }

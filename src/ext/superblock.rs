@@ -534,6 +534,8 @@ mod tests {
     fn a_temporary_journal_has_no_lineage() {
         let temporary = Superblock { incompatible: feature::TEMPORARY, ..sample() };
         assert_eq!(Superblock::parse(&temporary.to_bytes()), Ok(temporary));
+        let others = Superblock { incompatible: !feature::TEMPORARY, ..sample() };
+        assert_eq!([temporary, sample(), others].map(|it| it.is_temporary()), [true, false, false]);
         let bytes = Superblock { incompatible: feature::TEMPORARY, ..sealed() }.to_bytes();
         let Err(SuperblockError::Invalid(error)) = Superblock::parse(&bytes) else { panic!("it is read") };
         assert_eq!((error.field, error.offset), ("lineage", 176));

@@ -98,6 +98,28 @@ impl Image {
     }
 }
 
+/// So many layers, of which the last lacks its parent; the disk is `disk.vhd`.
+pub fn layers(folder: &Path, count: u32) {
+    let id = |depth: u32| {
+        let mut id = [1; 16];
+        id[..4].copy_from_slice(&depth.to_be_bytes());
+        id
+    };
+    for depth in 0..count {
+        let name = if depth == 0 { "disk.vhd".into() } else { format!("{depth}.vhd") };
+        let image = Image { size: BLOCK.into(), ..Image::over(1, 1, &format!("{}.vhd", depth + 1)) };
+        image.write_as(id(depth), id(depth + 1), &folder.join(name));
+    }
+}
+
+/// `disk.vhd` of another program over `base.vhd` of any, which it saw change at `stamp`.
+pub fn child_made_elsewhere(folder: &Path, stamp: Timestamp) {
+    let base = fs::read(folder.join("base.vhd")).unwrap();
+    let parent = Footer::parse(&base[base.len() - Footer::SIZE..]).unwrap();
+    let child = Image { size: parent.current_size, stamp: stamp.0, ..Image::over(9, 1, r".\base.vhd") };
+    child.write_as([9; 16], *parent.unique_id.as_bytes(), &folder.join("disk.vhd"));
+}
+
 /// A disk of cowvhd over another.
 fn ours(folder: &Path) {
     CreateOptions::new(8 << 20).create(&folder.join("base.vhd")).unwrap();
@@ -112,7 +134,7 @@ fn ours(folder: &Path) {
 const OUR_TABLE: u64 = 3 << 20;
 
 /// Another program, which is not stopped by modes, puts a block where the footer is.
-fn add_block(path: &Path) {
+pub fn add_block(path: &Path) {
     make_writable(path);
     let file = File::options().read(true).write(true).open(path).unwrap();
     let end = file.metadata().unwrap().len() - 512;
@@ -179,16 +201,7 @@ pub fn cases() -> Vec<Case> {
             Image::over(2, 9, r".\disk.vhd").write(&folder.join("b.vhd"));
         }),
         case("a chain of 10,000", Code::ChainTooDeep, 4095, Refused, |folder| {
-            let id = |depth: u32| {
-                let mut id = [1; 16];
-                id[..4].copy_from_slice(&depth.to_be_bytes());
-                id
-            };
-            for depth in 0..10_000 {
-                let name = if depth == 0 { "disk.vhd".into() } else { format!("{depth}.vhd") };
-                let image = Image { size: BLOCK.into(), ..Image::over(1, 1, &format!("{}.vhd", depth + 1)) };
-                image.write_as(id(depth), id(depth + 1), &folder.join(name));
-            }
+            layers(folder, 10_000);
         }),
         case("a parent that is missing", Code::ParentMissing, 0, Refused, move |folder| {
             over(r".\base.vhd").write(&folder.join("disk.vhd"));
