@@ -16,8 +16,11 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-/// Enough of a file to see that it was not changed: huge ones are sparse.
-fn fingerprint(path: &Path) -> (u64, std::time::SystemTime, Vec<u8>) {
+/// Enough of a file to see that it was not changed.
+type Fingerprint = (u64, std::time::SystemTime, Vec<u8>);
+
+/// Huge ones are sparse.
+fn fingerprint(path: &Path) -> Fingerprint {
     let metadata = fs::metadata(path).unwrap();
     let small = metadata.len() < 64 << 20;
     let bytes = if small { fs::read(path).unwrap() } else { Vec::new() };
@@ -130,6 +133,112 @@ fn what_is_no_file_is_an_error_at_once() {
     for path in [dir.path(), &fifo, Path::new("/dev/zero")] {
         assert_eq!(check(Arc::new(HostVfs), path).unwrap_err().kind(), ErrorKind::Io, "{path:?}");
     }
+}
+
+/// A disk that lost both superblocks.
+fn damaged(path: &Path) -> Fingerprint {
+    hostile::ours(path);
+    hostile::write(path, &[1], 4096);
+    hostile::write(path, &[1], 8192);
+    fingerprint(path)
+}
+
+/// Brings a file back to what it was, without the undo file.
+fn put_back(path: &Path, (_, modified, bytes): &Fingerprint) {
+    fs::write(path, bytes).unwrap();
+    fs::File::options().write(true).open(path).unwrap().set_modified(*modified).unwrap();
+}
+
+#[test]
+fn an_undo_file_that_is_damaged_or_none_restores_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, saved) = (dir.path().join("disk.vhd"), dir.path().join("undo"));
+    let before = damaged(&path);
+    assert!(repair(Arc::new(HostVfs), &path, Consent::All, &saved).unwrap().changes());
+    let (after, sound) = (fingerprint(&path), fs::read(&saved).unwrap());
+    let with = |at: usize, byte: u8, mend_crc: bool| {
+        let mut bytes = sound.clone();
+        bytes[at] = byte;
+        if mend_crc {
+            let crc = crc32fast::hash(&bytes[..60]);
+            bytes[60..64].copy_from_slice(&crc.to_be_bytes());
+        }
+        bytes
+    };
+    for (bytes, words) in [
+        (with(0, b'x', true), "undo file: field magic (byte 0) is [78, "),
+        (with(50, 1, false), "undo file: field CRC (byte 60) is 0x"),
+        (with(11, 2, true), "undo file: field version (byte 8) is 2, expected 1"),
+        (Vec::new(), "undo file: field magic (byte 0) is [00, "),
+    ] {
+        fs::write(&saved, &bytes).unwrap();
+        let error = undo(Arc::new(HostVfs), &saved, &path, true).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+        assert!(fingerprint(&path) == after, "{words}");
+        // Nor is it written over.
+        put_back(&path, &before);
+        let error = repair(Arc::new(HostVfs), &path, Consent::All, &saved).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Exists, "{error}");
+        assert!(fingerprint(&path) == before && fs::read(&saved).unwrap() == bytes, "{words}");
+        put_back(&path, &after);
+    }
+}
+
+/// What a repair had saved when it was cut counts, also where it has to be done again.
+#[test]
+fn a_repair_that_was_cut_goes_on_with_its_undo_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = |name: &str| dir.path().join(name);
+    let (path, saved) = (name("disk.vhd"), name("undo"));
+    let repaired = |path: &Path| repair(Arc::new(HostVfs), path, Consent::All, &saved);
+    let before = damaged(&path);
+    assert!(repaired(&path).unwrap().changes());
+    let (after, whole) = (fingerprint(&path), fs::read(&saved).unwrap());
+    // Its last record says that it is complete. Half of one is none.
+    let cut = &whole[..whole.len() - 16];
+
+    // One superblock is written and the other one is not.
+    let mut half = before.clone();
+    half.2[4096..8192].copy_from_slice(&after.2[4096..8192]);
+    put_back(&path, &half);
+    fs::write(&saved, cut).unwrap();
+    assert!(repaired(&path).unwrap().is_sound());
+    undo(Arc::new(HostVfs), &saved, &path, false).unwrap();
+    assert!(fingerprint(&path) == before, "not what it was before the first of the two");
+
+    // One that is complete belongs to that repair alone, and one of another disk to that disk.
+    let error = repaired(&path).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Exists, "{error}");
+    assert!(fingerprint(&path) == before);
+    let other = name("other.vhd");
+    let before = damaged(&other);
+    fs::write(&saved, cut).unwrap();
+    let error = repaired(&other).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Exists, "{error}");
+    assert!(fingerprint(&other) == before && fs::read(&saved).unwrap() == cut);
+}
+
+#[test]
+fn undoing_a_repair_over_later_changes_wants_to_be_forced() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, saved) = (dir.path().join("disk.vhd"), dir.path().join("undo"));
+    let before = damaged(&path);
+    repair(Arc::new(HostVfs), &path, Consent::All, &saved).unwrap();
+    let disk = OpenOptions::new().open(&path).unwrap();
+    disk.write_at(&[9; 4096], 0).unwrap();
+    disk.close().unwrap();
+    drop(disk);
+    let changed = fingerprint(&path);
+    let error = undo(Arc::new(HostVfs), &saved, &path, false).unwrap_err();
+    let words = "it was changed after the repair, and going back would mix the two; use --force if that is what you want";
+    assert!(error.to_string().contains(words), "{error}");
+    assert!(fingerprint(&path) == changed);
+    undo(Arc::new(HostVfs), &saved, &path, true).unwrap();
+    // What the disk got since stays where the repair had nothing to save; all that it saved is back.
+    let now = fingerprint(&path);
+    assert_eq!((now.0, now.1), (before.0, before.1));
+    assert!(now.2[..16384] == before.2[..16384]);
 }
 
 /// A salvage leaves the file alone, and what it makes is in order; it lists what has no place any more.

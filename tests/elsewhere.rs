@@ -355,3 +355,44 @@ fn a_differencing_disk_made_elsewhere() {
     }
     assert!(!upgrade(Arc::new(HostVfs), &model.path).unwrap());
 }
+
+/// blktap keeps a map of its blocks behind the table, and goes by it as long as it is there. Others have nothing of the kind.
+#[test]
+fn the_batmap_of_blktap_stays_where_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.vhd");
+    // The header of the map is the sector behind the table; it says where the map is: in the way of the first block.
+    let (header_at, map_at) = (2048, MIB);
+    for (creator, stays) in [(*b"tap\0", true), (*b"vpc ", false)] {
+        let id = UniqueId::from_bytes([5; 16]);
+        let mut footer = Footer::new(DiskType::Dynamic, 8 * BLOCK, id, Timestamp::from_unix_seconds(1 << 30));
+        footer.creator_app = creator;
+        let footer = footer.to_bytes();
+        let map = [0x5a; 1024];
+        let mut map_header = [0; 512];
+        map_header[..8].copy_from_slice(b"tdbatmap");
+        map_header[8..16].copy_from_slice(&map_at.to_be_bytes());
+        map_header[16..20].copy_from_slice(&2u32.to_be_bytes());
+        let table = [0xff; 512];
+        let start = [&footer[..], &DynamicHeader::new(1536, 8, BLOCK as u32).to_bytes(), &table, &map_header];
+        fs::write(&path, start.concat()).unwrap();
+        let file = fs::File::options().read(true).write(true).open(&path).unwrap();
+        file.write_all_at(&[&map[..], &footer].concat(), map_at).unwrap();
+
+        let disk = open(&path);
+        disk.write_at(&vec![7; 3 * BLOCK as usize], BLOCK).unwrap();
+        disk.close().unwrap();
+        drop(disk);
+        let mut found = ([0; 512], [0; 1024]);
+        file.read_exact_at(&mut found.0, header_at).unwrap();
+        file.read_exact_at(&mut found.1, map_at).unwrap();
+        assert_eq!(found == (map_header, map), stays, "{creator:?}");
+        let mut expected = vec![0; 8 * BLOCK as usize];
+        expected[BLOCK as usize..4 * BLOCK as usize].fill(7);
+        let image = fs::read(&path).unwrap();
+        let mut strict = StrictVhd::from_bytes(&image).unwrap();
+        let mut theirs = vec![0xee; expected.len()];
+        strict.read_at(0, &mut theirs).unwrap();
+        assert!(theirs == expected);
+    }
+}

@@ -1,12 +1,13 @@
-//! A thousand layers in a process that may have 1024 files open.
+//! A thousand layers in a process that may have 1024 files open; what a parent's file is by the time it is opened again.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use super::*;
-use crate::disk::{Disk, OpenOptions};
+use crate::disk::{CreateOptions, Disk, OpenOptions};
 use crate::error::ErrorKind;
 use crate::ext::Name;
 use crate::layer::{self, CreateParameters, ParentLink, Seal};
+use crate::sim::SimVfs;
 use crate::vfs::HostVfs;
 use crate::vhd::Timestamp;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -155,4 +156,96 @@ fn a_thousand_layers_in_a_thousand_descriptors() {
     drop(disk);
     assert_eq!(descriptors_below(folder), 0);
     setrlimit(Resource::Nofile, limit).unwrap();
+}
+
+const BASE: &str = "/base.vhd";
+
+/// A sealed image in the pool.
+fn pooled() -> (SimVfs, PooledFile) {
+    let vfs = SimVfs::new(1);
+    let shared: Arc<dyn Vfs> = Arc::new(vfs.clone());
+    let create = |options: CreateOptions, path: &str| {
+        options.test_geometry(16 << 10, 128 << 10).vfs(Arc::clone(&shared)).create(Path::new(path)).unwrap();
+    };
+    create(CreateOptions::new(1 << 20), BASE);
+    create(CreateOptions::child_of(Path::new(BASE)), "/child.vhd");
+    let file = vfs.open(Path::new(BASE), Access::ReadOnly).unwrap();
+    let parent = ParentImage::open(Arc::clone(&file), Path::new(BASE)).unwrap();
+    assert!(parent.seal_id().is_some());
+    let pooled = PooledFile::new(&shared, &parent, file).unwrap();
+    (vfs, pooled)
+}
+
+fn close(pooled: &PooledFile) {
+    assert!(pooled.slot.file.lock().take().is_some(), "it was open");
+}
+
+/// The same file, and not what it was.
+#[test]
+fn a_parent_that_became_another_one_while_it_was_closed_is_not_read() {
+    let (vfs, pooled) = pooled();
+    let path = Path::new(BASE);
+    let sound = vfs.content(path).unwrap();
+    let mut other_seal = sound.clone();
+    for page in [4096, 8192] {
+        other_seal[page + 176] ^= 1;
+        let crc = crc32fast::hash(&other_seal[page..page + 4092]);
+        other_seal[page + 4092..page + 4096].copy_from_slice(&crc.to_be_bytes());
+    }
+    let mut other_disk = sound.clone();
+    for footer in [0, 12288, sound.len() - 512] {
+        let mut changed = crate::vhd::Footer::parse(&sound[footer..footer + 512]).unwrap();
+        changed.unique_id = UniqueId::from_bytes([9; 16]);
+        other_disk[footer..footer + 512].copy_from_slice(&changed.to_bytes());
+    }
+    for (bytes, words) in [
+        (other_seal, "it lost its seal or got another one since the disk was opened"),
+        (other_disk, "it has become another disk since the disk was opened"),
+    ] {
+        close(&pooled);
+        vfs.corrupt(path, 0, &bytes);
+        let mut buf = [0xee; 16];
+        let error = pooled.read_at(&mut buf, 0).unwrap_err();
+        assert!(error.to_string().contains(words), "{error}");
+        assert_eq!(buf, [0xee; 16]);
+        vfs.corrupt(path, 0, &sound);
+        assert_eq!(pooled.read_at(&mut buf, 0).unwrap(), 16);
+        assert_eq!(buf, sound[..16]);
+    }
+}
+
+/// What can be asked of a file can be asked of one that is closed; nothing changes it, or what the lock of its handle is.
+#[test]
+fn the_file_of_a_parent_is_read_and_nothing_else() {
+    let (vfs, pooled) = pooled();
+    let before = vfs.content_hash(Path::new(BASE));
+    let direct = vfs.open(Path::new(BASE), Access::ReadOnly).unwrap();
+    for _ in 0..2 {
+        assert_eq!(pooled.length().unwrap(), direct.length().unwrap());
+        close(&pooled);
+        assert_eq!(pooled.next_data(0).unwrap(), direct.next_data(0).unwrap());
+        close(&pooled);
+        assert_eq!(pooled.allocated_bytes().unwrap(), direct.allocated_bytes().unwrap());
+        close(&pooled);
+        assert_eq!(pooled.modified().unwrap(), direct.modified().unwrap());
+        close(&pooled);
+        pooled.forget_cached(4096).unwrap();
+        close(&pooled);
+        assert_eq!(pooled.identity().unwrap(), direct.identity().unwrap());
+        assert!(pooled.slot.file.lock().is_none(), "who it is does not have to be looked up");
+        pooled.length().unwrap();
+    }
+    for result in [
+        pooled.write_at(&[0; 512], 0).map(drop),
+        pooled.write_durable_at(&[0; 512], 0),
+        pooled.sync_data(),
+        pooled.set_len(0),
+        pooled.punch_hole(0, 4096),
+        pooled.set_modified(FileTime::default()),
+        pooled.lock(LockMode::Exclusive),
+        pooled.unlock(),
+    ] {
+        assert_eq!(result.unwrap_err().kind(), io::ErrorKind::Unsupported);
+    }
+    assert_eq!(vfs.content_hash(Path::new(BASE)), before);
 }
