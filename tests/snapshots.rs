@@ -7,8 +7,10 @@
 #[path = "support/snapshots.rs"]
 mod support;
 
-use cowvhd::sim::{Fault, FaultPlan, FileSystem, SimVfs};
+use cowvhd::check::{Code, Consent, check, plan, repair};
+use cowvhd::sim::{Bounds, Fault, FaultPlan, FileSystem, SimVfs};
 use cowvhd::snapshot::{self, SnapshotName};
+use cowvhd::vfs::Vfs;
 use cowvhd::{CreateOptions, ErrorKind, OpenOptions};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -228,4 +230,102 @@ fn a_clone_is_whole_or_not_at_all_and_its_snapshot_knows_it() {
         }
         assert!(without > 0 && with > 0, "{without} states without the clone, {with} with it");
     }
+}
+
+/// What a power cut during a snapshot leaves, at each of its steps.
+fn cut_snapshots() -> Vec<SimVfs> {
+    let vfs = SimVfs::new(9);
+    let shared = || Arc::new(vfs.clone());
+    CreateOptions::new(1 << 20)
+        .test_geometry(16 << 10, 128 << 10)
+        .vfs(shared())
+        .create(Path::new(LEAF))
+        .unwrap();
+    let disk = OpenOptions::new().vfs(shared()).open(Path::new(LEAF)).unwrap();
+    disk.write_at(&[7; 4096], 0).unwrap();
+    disk.flush().unwrap();
+    vfs.record(true);
+    disk.snapshot(&SnapshotName::new("s1").unwrap()).unwrap();
+    let mut left = Vec::new();
+    for point in vfs.take_crash_points() {
+        point.for_each_state(1, &Bounds::sample(2), |state| {
+            left.push(state.to_vfs(state.hash));
+            true
+        });
+    }
+    left
+}
+
+/// What a check finds of a snapshot that was cut, a repair does what an open would do about it, and says so.
+#[test]
+fn a_repair_finishes_a_snapshot_that_was_cut_or_takes_it_away() {
+    let path = Path::new(LEAF);
+    let (mut finished, mut undone) = (0, 0);
+    for vfs in cut_snapshots() {
+        let shared = || Arc::new(vfs.clone());
+        let before = vfs.content_hash(path);
+        let report = check(shared(), path).unwrap();
+        let plan = plan(shared(), path, Consent::Safe).unwrap();
+        assert_eq!(vfs.content_hash(path), before, "looking changed it");
+        let what = "finish the snapshot that was cut, or take away what there is of it";
+        let is_unfinished = report.count(Code::SnapshotUnfinished) > 0;
+        assert_eq!(plan.steps.iter().any(|step| step.what == what && step.safe), is_unfinished);
+        assert_eq!(plan.after.count(Code::SnapshotUnfinished), 0);
+        let done = repair(shared(), path, Consent::Safe, Path::new("/undo")).unwrap();
+        assert_eq!(done.steps.iter().any(|step| step.what == what), is_unfinished, "{:?}", done.steps);
+        assert_eq!(done.before.count(Code::SnapshotUnfinished) > 0, is_unfinished);
+        let after = check(shared(), path).unwrap();
+        assert!(after.is_sound() && after.count(Code::SnapshotUnfinished) == 0, "{:?}", after.findings());
+        let has_snapshot = vfs.identity(Path::new("/vm@s1.vhd")).is_ok();
+        finished += u32::from(is_unfinished && has_snapshot);
+        undone += u32::from(is_unfinished && !has_snapshot);
+        let disk = OpenOptions::new().vfs(shared()).open(path).unwrap();
+        let mut found = [0; 4096];
+        disk.read_at(&mut found, 0).unwrap();
+        assert_eq!(found, [7; 4096]);
+        disk.close().unwrap();
+    }
+    assert!(finished > 0 && undone > 0, "{finished} finished, {undone} undone");
+}
+
+/// The tree of a disk: what its registries say, what is missing, and where it may look.
+#[test]
+fn the_tree_that_a_disk_is_part_of() {
+    let mut story = Story::new(1, Root::Dynamic, FileSystem::default());
+    story.write_some(3);
+    story.snapshot("s1", 0);
+    story.close();
+    let vfs = story.vfs.clone();
+    let options = OpenOptions::new().vfs(Arc::new(vfs.clone()));
+    let [snapshot, near, far] = ["/vm@s1.vhd", "/near.vhd", "/away/far.vhd"].map(Path::new);
+    for clone in [near, far] {
+        snapshot::clone_to(&options, snapshot, clone).unwrap();
+    }
+    let told = |options: &OpenOptions| -> Vec<(String, Option<usize>, bool, bool, String)> {
+        let layers = snapshot::tree(options, Path::new(LEAF)).unwrap();
+        let state = |state: &Result<snapshot::LayerState, String>| match state {
+            Ok(state) => format!("{:?} {} {:?}", state.disk_type, state.sealed, state.snapshot),
+            Err(why) => why.clone(),
+        };
+        let row = |layer: &snapshot::TreeLayer| {
+            let path = layer.path.to_str().unwrap().to_owned();
+            (path, layer.parent, layer.registered, layer.is_disk, state(&layer.state))
+        };
+        layers.iter().map(row).collect()
+    };
+    let child =
+        |path: &str, is_disk| (path.to_owned(), Some(0), true, is_disk, "Differencing false None".to_owned());
+    let root = ("/vm@s1.vhd".to_owned(), None, false, false, "Dynamic true Some(\"s1\")".to_owned());
+    let expected = [root, child(LEAF, true), child("/near.vhd", false), child("/away/far.vhd", false)];
+    let mut found = told(&options);
+    found[1..].sort();
+    let mut sorted = expected.clone();
+    sorted[1..].sort();
+    assert_eq!(found, sorted);
+    // A child that is gone is told of, as long as it is registered.
+    vfs.remove(near).unwrap();
+    let found = told(&options);
+    let gone = found.iter().find(|layer| layer.0.ends_with("near.vhd")).unwrap();
+    assert!(gone.2 && gone.4.contains("does not exist"), "{gone:?}");
+    assert_eq!(found.len(), 4);
 }

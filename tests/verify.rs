@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use cowvhd::check::{Code, Coverage, Report, Verified, check, verify};
+use cowvhd::check::{Code, Coverage, Report, Verified, check, verify, write_crcs};
 use cowvhd::snapshot::{Checkpoint, SnapshotName};
 use cowvhd::vfs::HostVfs;
 use cowvhd::{CreateOptions, ErrorKind, OpenOptions};
@@ -307,4 +307,25 @@ fn the_state_of_a_vm_is_verified_too() {
     let report = layer(&bench);
     assert_eq!(codes(&report), [Code::StateDamaged]);
     assert!(report.findings()[0].what.contains("vm@third.vmstate"), "{report:?}");
+}
+
+/// What a server does beside its disk after a snapshot: the CRCs are the same as those that `verify` writes.
+#[test]
+fn the_crcs_of_one_layer_are_written_without_the_others() {
+    let bench = Bench::new();
+    let mut go = |_, _| ControlFlow::Continue(());
+    let mut write = |name: &str| write_crcs(Arc::new(HostVfs), &bench.path(name), &mut go).unwrap();
+    let coverage = write("vm@second.vhd");
+    assert!(coverage.written_pages > 0 && coverage.compared_bytes > 0, "{coverage:?}");
+    assert_eq!(coverage.unproven_bytes, 0);
+    assert_eq!(write("vm@second.vhd").written_pages, 0, "they are there");
+    assert_eq!(write("vm.vhd"), Coverage::default(), "it is not sealed");
+    let one_by_one = fs::read(bench.path("vm@second.vhd")).unwrap();
+    let verified = bench.verify(true);
+    assert_eq!(written(&verified)[1], 0);
+    assert!(verified.chain().is_sound() && written(&verified)[2] > 0);
+    assert!(fs::read(bench.path("vm@second.vhd")).unwrap() == one_by_one);
+    let stopped =
+        write_crcs(Arc::new(HostVfs), &bench.path("vm@first.vhd"), &mut |_, _| ControlFlow::Break(()));
+    assert_eq!(stopped.unwrap_err().kind(), ErrorKind::Cancelled);
 }

@@ -25,6 +25,8 @@ pub(super) struct FileState {
     registry_lock: bool,
     pub(super) read_only: bool,
     pub(super) modified: FileTime,
+    /// What the medium does not give back.
+    pub(super) unreadable: Vec<Range<u64>>,
 }
 
 #[derive(Debug, Clone)]
@@ -46,6 +48,15 @@ impl FileState {
     /// Nobody holds a lock any more.
     pub(super) fn break_locks(&mut self) {
         (self.shared_locks, self.exclusive_lock, self.registry_lock) = (0, false, false);
+    }
+
+    fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        const EIO: i32 = 5;
+        let end = offset + buf.len() as u64;
+        match self.unreadable.iter().any(|bad| bad.start < end && offset < bad.end) {
+            true => Err(io::Error::from_raw_os_error(EIO)),
+            false => Ok(self.cache.read(buf, offset)),
+        }
     }
 
     /// Puts a change into the cache and gives it a number.
@@ -167,7 +178,7 @@ impl File for SimFile {
         self.vfs.state().counts.reads += 1;
         self.vfs.run_hook(Underway::Read);
         let count = self.fault(buf.len(), Operation::Read)?;
-        self.with(|file| file.cache.read(buf.get_mut(..count).unwrap_or_default(), offset))
+        self.with(|file| file.read(buf.get_mut(..count).unwrap_or_default(), offset))?
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {

@@ -236,6 +236,15 @@ impl SimVfs {
         self.replace(path, offset, bytes, false);
     }
 
+    /// Reads that touch these bytes of a file fail from now on, and no others: sectors that the medium does not give back.
+    pub fn set_unreadable(&self, path: &Path, ranges: &[Range<u64>]) {
+        let mut state = self.state.lock();
+        let Some(id) = state.names.get(path) else { return };
+        if let Some(file) = state.files.get_mut(id) {
+            file.unreadable = ranges.to_vec();
+        }
+    }
+
     /// Changes bytes of a file, as another program does that writes them and syncs: the file's time tells of it.
     pub fn foreign_write(&self, path: &Path, offset: u64, bytes: &[u8]) {
         self.replace(path, offset, bytes, true);

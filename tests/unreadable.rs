@@ -1,0 +1,173 @@
+//! Sectors that the medium does not give back: whoever meets them is told where, and what is in them is all that is lost.
+
+#![cfg(feature = "sim")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use cowvhd::check::{Code, Finding, Report, Verified, check, salvage, verify};
+use cowvhd::sim::SimVfs;
+use cowvhd::snapshot::SnapshotName;
+use cowvhd::vfs::Vfs;
+use cowvhd::vhd::{DiskType, DynamicHeader, Footer, Timestamp, UniqueId};
+use cowvhd::{CreateOptions, ErrorKind, OpenOptions};
+use std::ops::{ControlFlow, Range};
+use std::path::Path;
+use std::sync::Arc;
+
+const DISK: &str = "/vm.vhd";
+const SNAPSHOT: &str = "/vm@s1.vhd";
+const BLOCK: u64 = 16 << 10;
+const SIZE: u64 = 8 * BLOCK;
+const PAGE: u64 = 4096;
+const UNIT: Range<u64> = BLOCK + PAGE..BLOCK + 2 * PAGE;
+
+fn options(vfs: &SimVfs) -> OpenOptions {
+    OpenOptions::new().vfs(Arc::new(vfs.clone()))
+}
+
+/// A closed disk whose first four blocks are full.
+fn disk() -> (SimVfs, Vec<u8>) {
+    let vfs = SimVfs::new(1);
+    let create = CreateOptions::new(SIZE).test_geometry(BLOCK as u32, 128 << 10);
+    create.vfs(Arc::new(vfs.clone())).create(Path::new(DISK)).unwrap();
+    let mut content: Vec<u8> = (0..SIZE).map(|at| (at / 512 + at % 251) as u8 | 1).collect();
+    content[4 * BLOCK as usize..].fill(0);
+    let disk = options(&vfs).open(Path::new(DISK)).unwrap();
+    disk.write_at(&content[..4 * BLOCK as usize], 0).unwrap();
+    disk.close().unwrap();
+    (vfs, content)
+}
+
+/// Where in the image's own file a byte of the disk is.
+fn place_of(vfs: &SimVfs, path: &str, offset: u64) -> u64 {
+    let disk = options(vfs).read_only(true).open(Path::new(path)).unwrap();
+    disk.map(offset, 512).unwrap()[0].file_offset.unwrap()
+}
+
+/// Makes a range of the file unreadable.
+fn lose(vfs: &SimVfs, path: &str, at: u64, length: u64) {
+    vfs.set_unreadable(Path::new(path), std::slice::from_ref(&(at..at + length)));
+}
+
+fn the_finding(report: &Report, code: Code) -> Finding {
+    let found: Vec<_> = report.findings().iter().filter(|finding| finding.code == code).cloned().collect();
+    assert_eq!(found.len(), 1, "{:?}", report.findings());
+    found[0].clone()
+}
+
+fn read(vfs: &SimVfs, path: &str) -> Vec<u8> {
+    let disk = options(vfs).read_only(true).open(Path::new(path)).unwrap();
+    let mut content = vec![0xee; SIZE as usize];
+    disk.read_at(&mut content, 0).unwrap();
+    content
+}
+
+#[test]
+fn data_that_cannot_be_read_costs_itself_alone() {
+    let (vfs, content) = disk();
+    let at = place_of(&vfs, DISK, UNIT.start);
+    lose(&vfs, DISK, at, PAGE);
+    let disk = options(&vfs).read_only(true).open(Path::new(DISK)).unwrap();
+    let mut found = vec![0; SIZE as usize];
+    let error = disk.read_at(&mut found, 0).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io);
+    assert!(error.to_string().contains(DISK), "{error}");
+    for good in [0..UNIT.start, UNIT.end..SIZE] {
+        let range = good.start as usize..good.end as usize;
+        disk.read_at(&mut found[range.clone()], good.start).unwrap();
+        assert!(found[range.clone()] == content[range]);
+    }
+    drop(disk);
+    let saved = salvage(Arc::new(vfs.clone()), Path::new(DISK), Path::new("/saved.vhd")).unwrap();
+    assert_eq!(saved.lost, [UNIT]);
+    let mut expected = content;
+    expected[UNIT.start as usize..UNIT.end as usize].fill(0);
+    assert!(read(&vfs, "/saved.vhd") == expected);
+}
+
+#[test]
+fn a_block_page_that_cannot_be_read_is_named() {
+    let (vfs, content) = disk();
+    let before = vfs.content_hash(Path::new(DISK));
+    let page = place_of(&vfs, DISK, 2 * BLOCK) - PAGE;
+    lose(&vfs, DISK, page, PAGE);
+    let report = check(Arc::new(vfs.clone()), Path::new(DISK)).unwrap();
+    let found = the_finding(&report, Code::Unreadable);
+    assert_eq!((found.structure, found.offset, found.block), ("block page", Some(page), Some(2)));
+    assert!(found.what.starts_with("block 2: Input/output error"), "{}", found.what);
+    assert!(!report.is_sound());
+    let disk = options(&vfs).read_only(true).open(Path::new(DISK)).unwrap();
+    let error = disk.read_at(&mut [0; 512], 2 * BLOCK).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+    drop(disk);
+    assert_eq!(vfs.content_hash(Path::new(DISK)), before);
+    vfs.set_unreadable(Path::new(DISK), &[]);
+    assert!(check(Arc::new(vfs.clone()), Path::new(DISK)).unwrap().is_sound());
+    assert!(read(&vfs, DISK) == content);
+}
+
+/// Other programs keep no page, but a bitmap.
+#[test]
+fn a_bitmap_that_cannot_be_read_is_named() {
+    const AT: u64 = 32768;
+    let vfs = SimVfs::new(2);
+    let mut footer =
+        Footer::new(DiskType::Dynamic, BLOCK, UniqueId::from_bytes([7; 16]), Timestamp(700_000_000));
+    footer.creator_app = *b"test";
+    let mut table = [0xff; 512];
+    table[..4].copy_from_slice(&(AT as u32 / 512).to_be_bytes());
+    let front =
+        [&footer.to_bytes()[..], &DynamicHeader::new(1536, 1, BLOCK as u32).to_bytes(), &table].concat();
+    let mut image = vec![0xff; (AT + 512 + BLOCK) as usize];
+    image[..AT as usize].fill(0);
+    image[..front.len()].copy_from_slice(&front);
+    image.extend(footer.to_bytes());
+    let file = vfs.create_new(Path::new(DISK)).unwrap();
+    assert_eq!(file.write_at(&image, 0).unwrap(), image.len());
+    drop(file);
+    let sound = check(Arc::new(vfs.clone()), Path::new(DISK)).unwrap();
+    assert!(sound.is_sound(), "{:?}", sound.findings());
+    lose(&vfs, DISK, AT, 512);
+    let report = check(Arc::new(vfs.clone()), Path::new(DISK)).unwrap();
+    let found = the_finding(&report, Code::Unreadable);
+    assert_eq!((found.structure, found.offset, found.block), ("bitmap", Some(AT), Some(0)));
+}
+
+fn verified(vfs: &SimVfs, seal: bool) -> Verified {
+    verify(&options(vfs), Path::new(DISK), seal, &mut |_, _| ControlFlow::Continue(())).unwrap()
+}
+
+/// Of a sealed layer: what cannot be read is damaged data, and data that has no CRC as long as it cannot be read.
+#[test]
+fn sealed_data_that_cannot_be_read_is_damage() {
+    let (vfs, _) = disk();
+    let disk = options(&vfs).open(Path::new(DISK)).unwrap();
+    disk.snapshot(&SnapshotName::new("s1").unwrap()).unwrap();
+    disk.close().unwrap();
+    drop(disk);
+    let at = place_of(&vfs, SNAPSHOT, UNIT.start);
+    lose(&vfs, SNAPSHOT, at, PAGE);
+    let without = verified(&vfs, true);
+    assert_eq!(without.coverage()[1].written_pages, 0, "half a page of CRCs proves nothing");
+    assert!(without.coverage()[1].unproven_bytes >= 4 * BLOCK - PAGE, "{:?}", without.coverage());
+
+    vfs.set_unreadable(Path::new(SNAPSHOT), &[]);
+    let good = verified(&vfs, true).coverage()[1];
+    assert_eq!((good.written_pages, good.compared_bytes, good.unproven_bytes), (1, 4 * BLOCK, 0));
+    lose(&vfs, SNAPSHOT, at, PAGE);
+    let damaged = verified(&vfs, false);
+    assert_eq!(damaged.chain().codes().get(&Code::DataDamaged), Some(&1), "{:?}", damaged.chain().codes());
+    let found = the_finding(&damaged.chain().layers()[1], Code::DataDamaged);
+    assert_eq!((found.block, found.offset, found.guest), (Some(1), Some(at), Some(UNIT)));
+    assert_eq!(found.what, "4096 bytes at offset 20480 of the disk cannot be read; no parent has them");
+    assert_eq!(damaged.coverage()[1].compared_bytes, 4 * BLOCK, "all others were compared");
+
+    // The CRCs themselves: behind the last block, in front of the footer.
+    let length = vfs.content(Path::new(SNAPSHOT)).unwrap().len() as u64;
+    let crcs = (length - 512) / PAGE * PAGE - PAGE;
+    lose(&vfs, SNAPSHOT, crcs, PAGE);
+    let lost = verified(&vfs, false);
+    let found = the_finding(&lost.chain().layers()[1], Code::CrcsDamaged);
+    assert_eq!(found.offset, Some(crcs));
+    assert!(found.what.contains("Input/output error"), "{}", found.what);
+    assert_eq!(lost.coverage()[1].unproven_bytes, 4 * BLOCK);
+}
