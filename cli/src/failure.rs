@@ -28,20 +28,32 @@ impl From<Code> for ExitCode {
 pub(crate) struct Failure {
     code: Code,
     message: String,
+    /// Somebody has the file open.
+    in_use: bool,
 }
 
 impl Failure {
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        Failure { code: Code::Failed, message: message.into() }
+        Self::with_code(Code::Failed, message.into())
     }
 
     /// The command line cannot be used.
     pub(crate) fn usage(message: impl Into<String>) -> Self {
-        Failure { code: Code::Usage, message: message.into() }
+        Self::with_code(Code::Usage, message.into())
     }
 
     pub(crate) fn with_code(code: Code, message: String) -> Self {
-        Failure { code, message }
+        Failure { code, message, in_use: false }
+    }
+
+    /// Of a verb that would have asked the server of the disk, and found none.
+    pub(crate) fn without_server(mut self) -> Self {
+        if self.in_use {
+            self.message.push_str(
+                "; if that is a server that was started with --control, name its socket the same way",
+            );
+        }
+        self
     }
 
     pub(crate) fn code(&self) -> Code {
@@ -70,7 +82,8 @@ impl From<cowvhd::Error> for Failure {
             cowvhd::Error::Io { source, .. } => io_hint(source).into(),
             _ => String::new(),
         };
-        Failure { code, message: format!("{error}{hint}") }
+        let in_use = error.kind() == ErrorKind::InUse;
+        Failure { in_use, ..Self::with_code(code, format!("{error}{hint}")) }
     }
 }
 
@@ -103,6 +116,6 @@ impl From<ServeError> for Failure {
             ServeError::RemoteNotAllowed { .. } => " (--allow-remote)",
             _ => "",
         };
-        Failure { code, message: format!("{error}{hint}") }
+        Self::with_code(code, format!("{error}{hint}"))
     }
 }

@@ -1,6 +1,6 @@
 //! `cowvhd merge`: a disk takes over what layers beneath it hold.
 
-use crate::control::{Client, Request};
+use crate::control::{Client, Request, Sockets};
 use crate::failure::Failure;
 use crate::long_work::Steps;
 use crate::output;
@@ -31,6 +31,8 @@ pub(crate) struct Merge {
     #[command(flatten)]
     steps: Steps,
     #[command(flatten)]
+    sockets: Sockets,
+    #[command(flatten)]
     parents: Parents,
 }
 
@@ -54,11 +56,12 @@ struct Report {
 
 impl Merge {
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        let merged = match Client::connect(&self.file)? {
+        let merged = match self.sockets.connect(&self.file)? {
             Some(client) => self.ask(client)?,
             None => {
                 let (options, until) = (self.parents.options(), self.until.as_deref());
-                let merged = self.steps.run(|progress| merge(&options, &self.file, until, progress))?;
+                let merged = self.steps.run(|progress| merge(&options, &self.file, until, progress));
+                let merged = merged.map_err(Failure::without_server)?;
                 Merged { copied_bytes: merged.copied, layers: merged.layers }
             }
         };

@@ -1,6 +1,6 @@
 //! `cowvhd serve`: gives a disk to virtual machines over NBD until it is told to end.
 
-use crate::control::{self, Control, CrcWriter, Served};
+use crate::control::{self, Board, Control, CrcWriter, Served};
 use crate::failure::Failure;
 use crate::io_log::IoLog;
 use crate::output;
@@ -150,8 +150,10 @@ impl Serve {
         if self.read_only {
             return Ok(None);
         }
+        let path = self.file.canonicalize();
         let served = Served {
             file: self.file.clone(),
+            path: path.map_err(|error| Failure::new(format!("{}: {error}", self.file.display())))?,
             disk: Arc::clone(disk),
             nbd: Uri(server.local_address()).to_string(),
             server: server.shutdown_handle(),
@@ -159,6 +161,7 @@ impl Serve {
                 .map_err(|error| Failure::new(format!("cannot start a thread: {error}")))?,
             one_snapshot: Mutex::new(()),
             one_deletion: Mutex::new(()),
+            board: Board::default(),
         };
         let path = self.control.clone().unwrap_or_else(|| control::socket_of(&self.file));
         match Control::start(&path, served) {

@@ -137,6 +137,40 @@ fn the_socket_lies_where_it_is_told() {
     bench.cowvhd(&["serve", "vm.vhd", "--read-only", "--control", "x"]).must_say(16, &["--control"]);
 }
 
+/// Every verb that asks a server finds one that was told where to listen, by the same option, and is told so when it does not.
+#[test]
+fn a_server_elsewhere_is_asked_by_the_same_option() {
+    let bench = Bench::new();
+    let serving = bench.serve(&["vm.vhd", "--create", "64M", "--control", "elsewhere"]);
+    let other = bench.serve(&["other.vhd", "--create", "64M", "--control", "other.ctl"]);
+    let verbs: [&[&str]; 4] = [
+        &["snapshot", "create", "vm.vhd", "a"],
+        &["snapshot", "create", "vm.vhd", "other.vhd", "--group", "g"],
+        &["snapshot", "delete", "vm.vhd", "g"],
+        &["merge", "vm.vhd"],
+    ];
+    for verb in verbs {
+        bench.cowvhd(verb).must_say(1, &["in use by", "--control"]);
+        let asked = |sockets: &[&str]| bench.cowvhd(&[verb, sockets].concat());
+        if verb.contains(&"--group") {
+            asked(&["--control", "other.ctl", "--control", "elsewhere"]).must_be(0);
+        } else {
+            // Whatever is asked is done to the disk that was named, or not at all.
+            asked(&["--control", "other.ctl"]).must_say(16, &["other.vhd open, not vm.vhd"]);
+            asked(&["--control", "elsewhere"]).must_be(0);
+        }
+    }
+    bench.cowvhd(&["merge", "vm.vhd", "--control", "nowhere"]).must_say(1, &["nowhere", "no server listens"]);
+    bench.cowvhd(&["status", "vm.vhd"]).must_say(1, &["no server", "--control"]);
+    let ended = bench.cowvhd(&["status", "vm.vhd", "--control", "elsewhere", "--json"]);
+    let status: serde_json::Value = serde_json::from_str(ended.must_be(0)).unwrap();
+    assert_eq!(status["pid"], serving.id());
+    assert_eq!(status["path"], bench.path("vm.vhd").canonicalize().unwrap().to_str().unwrap());
+    serving.terminate();
+    other.terminate();
+    assert_eq!(bench.names(), ["other.vhd", "other@g.vhd", "vm.vhd", "vm@a.vhd", "vm@g.vmstate"]);
+}
+
 /// The path of a socket is short; that of an image need not be.
 #[test]
 fn a_disk_deep_down_is_served_without() {

@@ -103,10 +103,19 @@ fn a_merge_stops_and_goes_on() {
     let bench = Bench::new();
     let serving = served(&bench);
     let slow = ["merge", "vm.vhd", "--until", "a", "--rate", "1M"];
+    let layer = |name: &str| bench.path(name).canonicalize().unwrap().to_str().unwrap().to_string();
     for signal in [Signal::INT, Signal::KILL] {
         let working = Working::start(&bench, &slow);
         guest(&bench, &serving, &["write -P 7 50M 64k", "flush", "read -P 7 50M 64k"]);
-        assert!(bench.cowvhd(&["status", "vm.vhd"]).must_be(0).contains("is served"));
+        let work = json(&bench.cowvhd(&["status", "vm.vhd", "--json"]))["work"].take();
+        assert_eq!((&work["request"], &work["rate"]), (&"merge".into(), &(1 << 20).into()));
+        assert_eq!(work["layers"], serde_json::json!([layer("vm@c.vhd"), layer("vm@b.vhd")]));
+        let (done, copied) = (work["done"].as_u64().unwrap(), work["copied-bytes"].as_u64().unwrap());
+        assert!(work["phase"] == "copy" && work["total"] == 64 << 20 && done < 64 << 20, "{work}");
+        assert!(copied < 10 << 20 && work["elapsed"].as_f64().unwrap() > 0.0, "{work}");
+        let told = bench.cowvhd(&["status", "vm.vhd"]);
+        assert!(told.must_be(0).contains("\nmerging vm@c.vhd, vm@b.vhd into it: "), "{told:?}");
+        assert!(told.stdout.ends_with("at most 1 MiB)\n"), "{told:?}");
         bench.cowvhd(&["merge", "vm.vhd"]).must_say(1, &["in use by a merge that is under way"]);
         bench.cowvhd(&["snapshot", "delete", "vm.vhd", "a"]).must_say(1, &["in use by a merge"]);
         working.signal(signal);
@@ -124,7 +133,7 @@ fn a_merge_stops_and_goes_on() {
             break json(&ended);
         }
     };
-    let layer = |name: &str| bench.path(name).canonicalize().unwrap().to_str().unwrap().to_string();
+    assert_eq!(json(&bench.cowvhd(&["status", "vm.vhd", "--json"]))["work"], serde_json::Value::Null);
     assert_eq!(merged["layers"], serde_json::json!([layer("vm@c.vhd"), layer("vm@b.vhd")]));
     guest(&bench, &serving, &HOLDS);
 

@@ -63,6 +63,15 @@ impl Disk {
     }
 }
 
+impl Disk {
+    /// The layers beneath the leaf of now, from the top down; none in a disk that needs no parents.
+    pub(crate) fn layers_beneath(&self) -> Result<Vec<Arc<dyn Source>>> {
+        let generation = self.blocks()?.generations().latest_settled();
+        let parents = generation.parents.as_ref().map(|parents| parents.sources().iter().rev().cloned());
+        Ok(parents.map(Iterator::collect).unwrap_or_default())
+    }
+}
+
 impl Merging<'_> {
     /// The layers beneath the leaf, from the top down.
     pub(crate) fn images(&self) -> Vec<&ParentImage> {

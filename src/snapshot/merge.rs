@@ -45,8 +45,7 @@ pub fn merge(
     let vfs = &options.vfs;
     let locked = chain::open_leaf(vfs, Arc::clone(vfs), disk, Access::ReadWrite)?;
     merge_image(vfs, locked, disk, &options.policy, progress, |images| {
-        let ids: Vec<UniqueId> = images.iter().map(ParentImage::unique_id).collect();
-        until.map_or(Ok(ids.len()), |until| point::find(&**vfs, &ids, disk, until))
+        count_above(&**vfs, disk, &images.iter().collect::<Vec<_>>(), until)
     })
 }
 
@@ -88,10 +87,22 @@ pub fn merge_running(
         let what = format!("{}: it is no differencing disk: it has no parent", disk.path().display());
         return Err(Error::Invalid { what });
     }
-    let ids: Vec<UniqueId> = images.iter().map(|image| image.unique_id()).collect();
-    let count =
-        until.map_or(Ok(ids.len()), |until| point::find(&**merging.vfs(), &ids, disk.path(), until))?;
+    let count = count_above(&**merging.vfs(), disk.path(), &images, until)?;
     merge_into_leaf(disk, merging, count, progress)
+}
+
+/// The files of the layers that [`merge_running`] would merge now, from the top down.
+pub fn layers_to_merge(disk: &Disk, until: Option<&Path>) -> Result<Vec<PathBuf>> {
+    let layers = disk.layers_beneath()?;
+    let images: Vec<&ParentImage> = layers.iter().filter_map(|layer| layer.as_parent()).collect();
+    let count = count_above(&*disk.origin().options.vfs, disk.path(), &images, until)?;
+    Ok(paths(images.get(..count).unwrap_or_default()))
+}
+
+/// How many of these layers, from the top of a disk down, are above `until`; all of them without it.
+fn count_above(vfs: &dyn Vfs, disk: &Path, images: &[&ParentImage], until: Option<&Path>) -> Result<usize> {
+    let ids: Vec<UniqueId> = images.iter().map(|image| image.unique_id()).collect();
+    until.map_or(Ok(ids.len()), |until| point::find(vfs, &ids, disk, until))
 }
 
 /// Merges the topmost `count` layers beneath the leaf of a running disk into it.

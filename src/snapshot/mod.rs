@@ -28,7 +28,7 @@ pub use diff::{Change, ChangeKind, Diff, diff};
 pub use export::export_delta;
 pub use list::{Listed, list};
 pub use member::Member;
-pub use merge::{Merged, merge, merge_running};
+pub use merge::{Merged, layers_to_merge, merge, merge_running};
 pub use point::snapshot_path;
 pub use rebase::{rebase, relink};
 pub use revert::{Reverted, clone_to, revert};

@@ -1,7 +1,6 @@
 //! The side of the verbs.
 
 use super::protocol::{Answer, Request, Said, receive, send};
-use super::socket_of;
 use crate::failure::Failure;
 use crate::long_work::{LOOK, Steps};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -19,11 +18,10 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Connects to the server of the disk at `file`; `None` where nobody serves it, as far as its socket tells.
-    pub(crate) fn connect(file: &Path) -> Result<Option<Self>, Failure> {
-        let path = socket_of(file);
-        match UnixStream::connect(&path) {
-            Ok(stream) => Ok(Some(Client { path, stream: BufReader::new(stream) })),
+    /// Connects to the server that listens at `path`; `None` where there is none.
+    pub(super) fn connect(path: &Path) -> Result<Option<Self>, Failure> {
+        match UnixStream::connect(path) {
+            Ok(stream) => Ok(Some(Client { path: path.to_path_buf(), stream: BufReader::new(stream) })),
             // None, or one that a killed server left; or no server can have one there.
             Err(error)
                 if matches!(

@@ -1,10 +1,10 @@
 //! A client that waits for the end of work that takes long: it is told how far that has come, and ends it by leaving.
 
 use super::protocol::{Answer, send};
+use super::work::{Board, Entry, Work};
 use crate::long_work::keep_pace;
 use cowvhd::convert::{Pace, Phase, Progress};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::num::NonZeroU64;
 use std::ops::ControlFlow;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -15,18 +15,21 @@ const INTERVAL: Duration = Duration::from_millis(100);
 /// Whoever waits.
 pub(super) struct Listener<'a> {
     client: &'a UnixStream,
+    entry: Entry<'a>,
     pace: Option<Pace>,
     last: Option<(Instant, Phase)>,
 }
 
 impl<'a> Listener<'a> {
-    /// Work for this client copies so many bytes in a second, at most.
-    pub(super) fn new(client: &'a UnixStream, rate: Option<NonZeroU64>) -> Self {
-        Listener { client, pace: rate.map(Pace::new), last: None }
+    /// Work for this client is about to begin, which the board is to tell others of.
+    pub(super) fn new(client: &'a UnixStream, board: &'a Board, work: Work) -> Self {
+        let pace = work.rate.map(Pace::new);
+        Listener { client, entry: Entry::new(board, work), pace, last: None }
     }
 
     /// The work has come so far; breaks when it is to stop.
     pub(super) fn hear(&mut self, progress: Progress) -> ControlFlow<()> {
+        self.entry.note(progress);
         let now = Instant::now();
         if self.last.is_none_or(|(at, phase)| phase != progress.phase || now - at >= INTERVAL) {
             self.last = Some((now, progress.phase));

@@ -10,13 +10,17 @@ mod member;
 mod participant;
 mod protocol;
 mod server;
+mod sockets;
 mod talks;
+mod work;
 
 pub(crate) use client::Client;
 pub(crate) use crcs::CrcWriter;
 pub(crate) use participant::ServedDisk;
 pub(crate) use protocol::{Request, Status};
 pub(crate) use server::{Control, Served};
+pub(crate) use sockets::Sockets;
+pub(crate) use work::{Board, WorkStatus};
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

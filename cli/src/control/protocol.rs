@@ -1,5 +1,6 @@
 //! What is said on the control socket: one JSON object a line.
 
+use super::work::WorkStatus;
 use crate::failure::{Code, Failure};
 use crate::progress;
 use crate::snapshot::Part;
@@ -174,11 +175,15 @@ pub(crate) struct Status {
     pub(crate) version: String,
     pub(crate) pid: u32,
     pub(crate) filename: String,
+    /// From the root, without links.
+    pub(crate) path: String,
     pub(crate) virtual_size: u64,
     /// Where NBD clients connect.
     pub(crate) nbd: String,
     /// Clients connected now.
     pub(crate) clients: usize,
+    /// The work under way that takes long.
+    pub(crate) work: Option<WorkStatus>,
 }
 
 impl Answer {

@@ -9,12 +9,13 @@ use super::listener::Listener;
 use super::member::take_part;
 use super::protocol::{Answer, Request, Status, receive, send};
 use super::talks::{Attention, Talks};
+use super::work::{Board, Work};
 use crate::failure::{Code, Failure};
 use crate::merge::Merged;
 use crate::output;
 use crate::snapshot;
 use cowvhd::Disk;
-use cowvhd::snapshot::{SnapshotName, delete_running, merge_running};
+use cowvhd::snapshot::{SnapshotName, delete_running, layers_to_merge, merge_running, snapshot_path};
 use cowvhd_export::{PrivateSocket, ShutdownHandle};
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -34,12 +35,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// What is served.
 pub(crate) struct Served {
     pub(crate) file: PathBuf,
+    /// The same from the root, without links.
+    pub(crate) path: PathBuf,
     pub(crate) disk: Arc<Disk>,
     pub(crate) nbd: String,
     pub(crate) server: ShutdownHandle,
     pub(crate) crcs: CrcWriter,
     pub(crate) one_snapshot: Mutex<()>,
     pub(crate) one_deletion: Mutex<()>,
+    pub(crate) board: Board,
 }
 
 /// Answers requests until it is dropped.
@@ -176,7 +180,9 @@ impl Served {
                 serde_json::to_value(json!({"snapshot": paths.first()}))
             }
             Request::Merge { until, rate } => {
-                let mut listener = Listener::new(client, rate);
+                let layers = layers_to_merge(&self.disk, until.as_deref())?;
+                let mut listener =
+                    Listener::new(client, &self.board, Work { request: "merge", layers, rate });
                 let merged =
                     merge_running(&self.disk, until.as_deref(), &mut |progress| listener.hear(progress))?;
                 let layers = merged.layers.iter().map(std::path::absolute);
@@ -186,7 +192,10 @@ impl Served {
                 serde_json::to_value(Merged { copied_bytes: merged.copied, layers })
             }
             Request::SnapshotDelete { name, rate } => {
-                let (name, mut listener) = (SnapshotName::new(&name)?, Listener::new(client, rate));
+                let layers = snapshot_path(&self.file, &name).into_iter().collect();
+                let work = Work { request: "snapshot-delete", layers, rate };
+                let (name, mut listener) =
+                    (SnapshotName::new(&name)?, Listener::new(client, &self.board, work));
                 let Some(_one_at_a_time) = self.one_deletion.try_lock() else {
                     let file = self.file.display();
                     let what = format!("{file}: another snapshot of it is being deleted: try again later");
@@ -217,9 +226,11 @@ impl Served {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
             filename: self.file.to_string_lossy().into_owned(),
+            path: self.path.to_string_lossy().into_owned(),
             virtual_size: self.disk.size(),
             nbd: self.nbd.clone(),
             clients: self.server.connections(),
+            work: self.board.status(),
         }
     }
 }

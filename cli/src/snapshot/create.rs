@@ -1,14 +1,14 @@
 //! `cowvhd snapshot create`.
 
 use super::take::{Part, commit, take};
-use crate::control::{Client, Request, ServedDisk};
+use crate::control::{Client, Request, ServedDisk, Sockets};
 use crate::failure::Failure;
 use crate::output;
 use crate::parents::Parents;
 use cowvhd::Disk;
 use cowvhd::snapshot::{Checkpoint, Member, Participant, SnapshotName};
 use cowvhd::vfs::HostVfs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Takes a snapshot of a disk, or of several at one point.
@@ -34,6 +34,8 @@ pub(crate) struct Create {
     #[arg(long, value_name = "PART=FILE")]
     state: Vec<Part>,
     #[command(flatten)]
+    sockets: Sockets,
+    #[command(flatten)]
     parents: Parents,
 }
 
@@ -53,7 +55,7 @@ impl Create {
         };
         let name = SnapshotName::new(name)?;
         let paths = match files {
-            [file] => match Client::connect(file)? {
+            [file] => match self.sockets.connect(file)? {
                 Some(client) => self.ask(client, &name)?,
                 None => self.take(files, &name)?,
             },
@@ -77,11 +79,15 @@ impl Create {
     fn take(&self, files: &[PathBuf], name: &SnapshotName) -> Result<Vec<PathBuf>, Failure> {
         // Each is in one of the two.
         let (mut disks, mut clients) = (Vec::new(), Vec::new());
-        for file in files {
-            let client = Client::connect(file)?.filter(|_| files.len() > 1);
+        let paths: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
+        for (file, client) in files.iter().zip(self.sockets.connect_all(&paths)?) {
+            let client = client.filter(|_| files.len() > 1);
             disks.push(match client {
                 Some(_) => None,
-                None => Some(self.parents.options().open(file)?),
+                None => {
+                    let disk = self.parents.options().open(file);
+                    Some(disk.map_err(|error| Failure::from(error).without_server())?)
+                }
             });
             clients.push((file, client));
         }

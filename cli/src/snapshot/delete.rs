@@ -1,6 +1,6 @@
 //! `cowvhd snapshot delete`.
 
-use crate::control::{Client, Request};
+use crate::control::{Request, Sockets};
 use crate::failure::Failure;
 use crate::long_work::Steps;
 use crate::output;
@@ -31,6 +31,8 @@ pub(crate) struct Delete {
     #[command(flatten)]
     steps: Steps,
     #[command(flatten)]
+    sockets: Sockets,
+    #[command(flatten)]
     parents: Parents,
 }
 
@@ -48,7 +50,7 @@ struct Report {
 impl Delete {
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let name = SnapshotName::new(&self.name)?;
-        let (copied_bytes, kept) = match Client::connect(&self.file)? {
+        let (copied_bytes, kept) = match self.sockets.connect(&self.file)? {
             Some(mut client) => {
                 let request = Request::SnapshotDelete { name: self.name.clone(), rate: self.steps.rate };
                 let answer = client.work(&request, &self.steps)?;
@@ -57,7 +59,8 @@ impl Delete {
             }
             None => {
                 let options = self.parents.options();
-                let deleted = self.steps.run(|progress| delete(&options, &self.file, &name, progress))?;
+                let deleted = self.steps.run(|progress| delete(&options, &self.file, &name, progress));
+                let deleted = deleted.map_err(Failure::without_server)?;
                 (deleted.copied, deleted.kept.map(|path| path.to_string_lossy().into_owned()))
             }
         };
