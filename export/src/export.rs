@@ -163,16 +163,12 @@ impl Export {
         change: impl Fn(&dyn Backend, u64, u64, Option<&mut [u8]>) -> Result<(), Errno>,
     ) -> Result<(), Errno> {
         let parts = Parts::of(offset, length);
-        let span = round_down(offset)..round_up(offset + length);
-        if parts.head == 0 && parts.tail == 0 {
-            let _entered = self.ranges.shared(span);
-            return self.call(|backend| change(backend, offset, length, None));
-        }
-        let _entered = self.ranges.exclusive(span);
+        // Each part enters by itself: whoever writes to the middle of a long change that is not aligned need not wait for it.
         let patch = |at: u64, part: u64| {
             if part == 0 {
                 return Ok(());
             }
+            let _entered = self.ranges.exclusive(round_down(at)..round_up(at + part));
             let mut sector = [0u8; SECTOR as usize];
             let within = (at % SECTOR) as usize;
             self.call(|backend| {
@@ -184,6 +180,7 @@ impl Export {
         patch(offset, parts.head)?;
         let middle = offset + parts.head;
         if parts.middle > 0 {
+            let _entered = self.ranges.shared(middle..middle + parts.middle);
             self.call(|backend| change(backend, middle, parts.middle, None))?;
         }
         patch(middle + parts.middle, parts.tail)

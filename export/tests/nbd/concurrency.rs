@@ -183,6 +183,23 @@ fn a_read_modify_write_never_undoes_an_acknowledged_write() {
     }
 }
 
+/// Of a long write that is not aligned only the sectors at its ends are read and written back. Others may write to its middle meanwhile.
+#[test]
+fn an_unaligned_write_holds_up_nobody_in_its_middle() {
+    let (disk, server) = test_disk(MIB);
+    let mut long = Client::connect(&server.path).go();
+    let mut other = Client::connect(&server.path).go();
+    for (command, held) in [(cmd::WRITE, write_only(4096)), (cmd::WRITE_ZEROES, 4096)] {
+        disk.hold(held);
+        let payload: &[u8] = if command == cmd::WRITE { &[7; 65_538] } else { &[] };
+        long.send(0, command, 1, 4095, 65_538, payload);
+        disk.wait_held(held, 1);
+        other.write(32768, &[1; 512]);
+        disk.release(held);
+        assert_eq!(long.simple_reply(), (0, 1));
+    }
+}
+
 /// Random requests in flight all the time, from several threads on several connections; each thread knows what its
 /// part of the disk must hold.
 #[test]
