@@ -117,6 +117,26 @@ fn blocks_of_another_program_are_a_note() {
     assert_eq!(bench.codes(), [Code::ForeignChanges]);
 }
 
+/// Most programs look for the footer at the end of the file alone: what somebody appended is a risk, and is told from a footer that is lost.
+#[test]
+fn a_footer_that_has_something_behind_it_is_named_by_its_place() {
+    for junk in [1, 511, 512, 700, 60_000, 100_000] {
+        let bench = Bench::image();
+        let mut bytes = fs::read(&bench.path).unwrap();
+        let at = bytes.len() - 512;
+        bytes.resize(bytes.len() + junk, 5);
+        fs::write(&bench.path, &bytes).unwrap();
+        let report = bench.check();
+        let found = report.findings().iter().find(|found| found.code == Code::FooterDamaged).unwrap();
+        let what = match junk {
+            100_000 => "field cookie (byte 0) is".to_string(),
+            _ => format!("it stands at offset {at}, and {junk} bytes behind it"),
+        };
+        assert!(found.what.contains(&what), "{junk}: {}", found.what);
+        assert_eq!(found.severity(), Severity::Risk);
+    }
+}
+
 #[test]
 fn a_disk_that_was_not_closed_is_judged_as_recovered() {
     let bench = Bench::image();

@@ -9,6 +9,7 @@
 mod hostile;
 
 use cowvhd::sim::SimVfs;
+use cowvhd::snapshot::SnapshotName;
 use cowvhd::vfs::Vfs;
 use cowvhd::vhd::{
     DiskType, DynamicHeader, Footer, ParentLocator, PlatformCode, Timestamp, UniqueId, bat_bytes,
@@ -242,6 +243,21 @@ fn longhorn_10308_a_layer_too_many_is_refused_when_it_is_made() {
     // The last one that can be made can be opened.
     create("/1.vhd").unwrap();
     assert_eq!(last_block(&vfs, "/new.vhd").unwrap(), [7; BLOCK]);
+    // And while it is written to no snapshot is made of it; it goes on.
+    let open = || OpenOptions::new().vfs(Arc::new(vfs.clone())).open(Path::new("/new.vhd"));
+    let disk = open().unwrap();
+    disk.write_at(&[8; 512], 0).unwrap();
+    let error = disk.snapshot(&SnapshotName::new("one").unwrap()).unwrap_err();
+    assert!(error.to_string().contains("its chain has 4096 layers already"), "{error}");
+    assert!(vfs.content(Path::new("/new@one.vhd")).is_none());
+    disk.write_at(&[9; 512], 512).unwrap();
+    disk.flush().unwrap();
+    disk.close().unwrap();
+    drop(disk);
+    let disk = open().unwrap();
+    let mut start = [0xee; 1024];
+    disk.read_at(&mut start, 0).unwrap();
+    assert_eq!(start, [[8; 512], [9; 512]].concat()[..]);
 }
 
 #[test]

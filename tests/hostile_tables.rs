@@ -2,10 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use cowvhd::check::{Consent, Severity, check, plan};
+use cowvhd::vfs::HostVfs;
 use cowvhd::vhd::{DiskType, DynamicHeader, Footer, MAX_DYNAMIC_SIZE, Timestamp, UniqueId, bat_bytes};
 use cowvhd::{ErrorKind, OpenOptions};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 /// The most memory this process has had, in KiB.
 fn peak_memory() -> u64 {
@@ -52,6 +55,10 @@ fn memory_grows_with_what_the_file_holds() {
                 assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
             }
         }
+        // Nor does a check, or the plan of a repair.
+        let report = check(Arc::new(HostVfs), &path).unwrap();
+        assert_eq!(report.worst() > Some(Severity::Leak), !opens, "{:?}", report.findings());
+        drop(plan(Arc::new(HostVfs), &path, Consent::All).unwrap());
     }
     let grown = peak_memory() - before;
     assert!(grown < 128 << 10, "{grown} KiB");

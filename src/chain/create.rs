@@ -7,7 +7,7 @@ use super::locate::{ParentPolicy, folder};
 use super::open::{link_to, open_from, open_parents};
 use super::parent::ParentImage;
 use super::registry::{self, Children};
-use super::{ChildClaims, MAX_DEPTH};
+use super::{ChildClaims, MAX_DEPTH, too_deep};
 use crate::error::{Error, Result};
 use crate::ext::{Name, SealId};
 use crate::layer::{self, CreateParameters, Image, NewImage, ParentLink, Seal, StateLink};
@@ -88,8 +88,7 @@ fn parent_shape(
 ) -> Result<ParentShape> {
     let images = open_from(vfs, parent, policy)?;
     let Some(image) = images.first().filter(|_| images.len() < MAX_DEPTH) else {
-        let what = format!("{}: its chain has {MAX_DEPTH} layers already", parent.display());
-        return Err(Error::Invalid { what });
+        return Err(too_deep(parent));
     };
     check_settled(&**vfs, parent, image)?;
     Ok(ParentShape {

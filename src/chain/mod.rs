@@ -47,5 +47,17 @@ pub(crate) use parents::Parents;
 pub(crate) use registry::{Children, RegistryState, child as registered_child, open_for_registry};
 pub(crate) use source::{Found, Source};
 
+use crate::error::Error;
+use std::path::Path;
+
 /// More layers than this are refused, when a child is made as well as when a chain is opened.
 pub(crate) const MAX_DEPTH: usize = 4096;
+
+/// Why the image at `path` gets no child.
+pub(crate) fn too_deep(path: &Path) -> Error {
+    let what = format!(
+        "{}: its chain has {MAX_DEPTH} layers already, the most that are opened; merge layers or delete snapshots first",
+        path.display()
+    );
+    Error::Invalid { what }
+}

@@ -5,8 +5,11 @@ use super::footer;
 use super::report::Report;
 use crate::ext::{HEADER_BACKUP_OFFSET, SUPERBLOCK_OFFSETS, SuperblockError};
 use crate::layer::{Condition, Decision, Headers, ends_short};
-use crate::vfs::File;
-use crate::vhd::{DynamicHeader, Footer, HeaderCookie};
+use crate::vfs::{File, FileExt};
+use crate::vhd::{DynamicHeader, Footer, HeaderCookie, SECTOR};
+
+/// So far before the end of the file the footer is looked for.
+const MAX_JUNK_BYTES: u64 = 64 << 10;
 
 /// Judges what [`Headers::decide`] has chosen from.
 pub(super) fn check(report: &mut Report, file: &dyn File, headers: &Headers, decision: &Decision) {
@@ -50,7 +53,18 @@ fn check_copies(report: &mut Report, file: &dyn File, headers: &Headers, decisio
             Ok(_) => {}
             Err(error) => match ends_short(file, headers.file_bytes, front) {
                 true => report.add(Code::FooterShort, "footer", end_at + 1, "it has 511 bytes"),
-                false => report.add(Code::FooterDamaged, "footer", end_at, error.to_string()),
+                false => {
+                    let what = match behind_which_junk(file, end_at, front) {
+                        Some(at) => {
+                            let junk = headers.file_bytes - at - Footer::SIZE as u64;
+                            format!(
+                                "it stands at offset {at}, and {junk} bytes behind it: other programs look for it at the end"
+                            )
+                        }
+                        None => error.to_string(),
+                    };
+                    report.add(Code::FooterDamaged, "footer", end_at, what);
+                }
             },
         },
         Ok(_) => {}
@@ -73,6 +87,16 @@ fn check_copies(report: &mut Report, file: &dyn File, headers: &Headers, decisio
         }
         Ok(_) => {}
     }
+}
+
+/// Where the footer stands if something was appended to the file, as far as that is short.
+fn behind_which_junk(file: &dyn File, end_at: u64, front: &Footer) -> Option<u64> {
+    let start = end_at.saturating_sub(MAX_JUNK_BYTES).max(SECTOR).next_multiple_of(SECTOR);
+    let mut bytes = vec![0; usize::try_from((end_at + SECTOR).checked_sub(start)?).ok()?];
+    file.read_or_zero_at(&mut bytes, start).ok()?;
+    let sectors = bytes.chunks_exact(Footer::SIZE);
+    let last = (0..).zip(sectors).filter(|(_, sector)| *sector == front.to_bytes()).last();
+    last.map(|(number, _): (u64, _)| start + number * SECTOR)
 }
 
 /// Whether a backup is what it is a backup of.

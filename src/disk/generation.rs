@@ -11,7 +11,7 @@
 //! From then on flushes wait until the new leaf's place in the chain is durable: what they are asked for is in a file that has
 //! no name yet. If that fails, the new leaf is poisoned. Lock order: `turn`, then the stripes, then `latest`.
 
-use crate::chain::{MAX_DEPTH, Parents, Source};
+use crate::chain::{MAX_DEPTH, Parents, Source, too_deep};
 use crate::defect::{self, Defect};
 use crate::error::{Error, Result};
 use crate::layer::{Below, Layer, Nothing, ParentLink};
@@ -270,7 +270,7 @@ fn check(old: &Generation, child: &Layer) -> Result<()> {
     old.leaf.check_open()?;
     let depth = old.parents.as_ref().map_or(0, Parents::depth) + 1;
     if depth + 1 > MAX_DEPTH {
-        return wrong("it would be one layer too many");
+        return Err(too_deep(old.leaf.path()));
     }
     if child.footer().current_size != old.leaf.footer().current_size {
         return wrong("it has another size");

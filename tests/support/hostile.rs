@@ -187,6 +187,12 @@ fn headers() -> Vec<Case> {
             patch_footers(path, 16, &at.to_be_bytes());
         }
     };
+    let next = |at: u64| {
+        move |path: &Path| {
+            foreign(path);
+            patch_header(path, 8, &at.to_be_bytes());
+        }
+    };
     vec![
         case("block size 0", Code::HeadersLost, Refused, block_size(0)),
         case("block size 1", Code::HeadersLost, Refused, block_size(1)),
@@ -208,6 +214,10 @@ fn headers() -> Vec<Case> {
         case("header named past the end", Code::HeadersLost, Repaired, data(1 << 40)),
         case("header named at 2^32 - 1", Code::HeadersLost, Repaired, data(0xffff_ffff)),
         case("header named at all ones", Code::HeadersLost, Repaired, data(u64::MAX)),
+        // What the header itself could name further on is not used by anybody.
+        case("a next structure at the header itself, a loop", None, Sound, next(512)),
+        case("a next structure at 2^32 - 1", None, Sound, next(0xffff_ffff)),
+        case("a next structure past the end", None, Sound, next(1 << 40)),
         case("wrong checksum of the header", Code::HeadersLost, Refused, |path| {
             foreign(path);
             write(path, &[1], 1000);
@@ -236,6 +246,7 @@ fn tables() -> Vec<Case> {
     vec![
         case("entry 0", Code::BatMetadata, Refused, entry(0)),
         case("entry 1", Code::BatMetadata, Repaired, entry(1)),
+        case("entry 2", Code::BatMetadata, Repaired, entry(2)),
         case("entry 3, the table itself", Code::BatMetadata, Repaired, entry(3)),
         case("entry used twice", Code::BatOverlap, Repaired, entry(first)),
         case("entry one sector into a block", Code::BatOverlap, Repaired, entry(first + 1)),
@@ -346,6 +357,14 @@ fn files() -> Vec<Case> {
             foreign(&inner);
             fixed(path);
             write(path, &fs::read(&inner).unwrap(), 0);
+        }),
+        case("a fixed disk that names a header in its first block", None, Sound, move |path| {
+            fixed(path);
+            patch::<512>(path, length(path) - 512, 16, &512_u64.to_be_bytes(), 64);
+        }),
+        case("a fixed disk that names a header at 2^32 - 1", None, Sound, move |path| {
+            fixed(path);
+            patch::<512>(path, length(path) - 512, 16, &0xffff_ffff_u64.to_be_bytes(), 64);
         }),
         case("a fixed disk with a footer of 511 bytes", Code::FooterShort, Sound, move |path| {
             fixed(path);
