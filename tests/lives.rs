@@ -89,13 +89,15 @@ impl<'a> Life<'a> {
         let no_nameless_files = no_exchange && rng.one_in(2);
         vfs.set_kind(FileSystem { no_exchange, no_nameless_files, ..FileSystem::default() });
         let create = CreateOptions::new(SIZE).test_geometry(BLOCK as u32, RING);
+        let create = if seed % 4 == 1 { create.fixed() } else { create };
         create.vfs(Arc::new(vfs.clone())).create(Path::new(LEAF)).unwrap();
         let (snapshots, clones, content) = (Vec::new(), Vec::new(), vec![0; SIZE as usize]);
         Life { rng, vfs, disk: None, content, snapshots, clones, counts }
     }
 
     fn options(&self) -> OpenOptions {
-        OpenOptions::new().vfs(Arc::new(self.vfs.clone())).allow_parents_in(Path::new("/"))
+        let options = OpenOptions::new().test_geometry(BLOCK as u32, RING).vfs(Arc::new(self.vfs.clone()));
+        options.allow_parents_in(Path::new("/"))
     }
 
     /// The disk, opened if it is not.
@@ -197,8 +199,10 @@ impl<'a> Life<'a> {
             self.close()?;
             snapshot::delete(&self.options(), Path::new(LEAF), &name, &mut go_on)
         };
+        // A fixed disk stays, and what it holds.
+        let is_kept = result.as_ref().is_ok_and(|deleted| deleted.kept.is_some());
         let deleted = refusable(result, "delete")?;
-        if deleted {
+        if deleted && !is_kept {
             let gone = self.snapshots.swap_remove(chosen);
             if self.vfs.content(&gone.path).is_some() {
                 return Err(format!("{} was deleted and is there", gone.path.display()));

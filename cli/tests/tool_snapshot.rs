@@ -251,7 +251,15 @@ fn fixed_disks() {
         );
         let tree = bench.cowvhd(&["tree", disk]).must_be(0).to_string();
         assert!(tree.contains("s1") && tree.contains(snapshot), "{tree}");
-        bench.cowvhd(&["check", disk]).must_be(0);
+        bench.cowvhd(&["check", disk, "--chain"]).must_be(0);
+        let at = fs::metadata(bench.path(snapshot)).unwrap().modified().unwrap();
+        // As another program leaves it that writes to it.
+        let file = fs::File::open(bench.path(snapshot)).unwrap();
+        file.set_modified(at + std::time::Duration::from_secs(5)).unwrap();
+        let said = bench.cowvhd(&["check", disk, "--chain"]).must_be(0).to_string();
+        assert!(said.contains("parent-time") && said.contains("fixed disk"), "{said}");
+        file.set_modified(at).unwrap();
+        assert!(!bench.cowvhd(&["check", disk, "--chain"]).must_be(0).contains("parent-time"));
         // From the second one on there is a place for a state.
         bench.cowvhd(&["snapshot", "create", disk, "s2", "--state", "ram=ram.bin"]).must_be(0);
         bench.cowvhd(&["clone", snapshot, "clone.vhd"]).must_be(0);

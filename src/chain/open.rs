@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::ext::{FixedParent, Lineage};
 use crate::layer::ParentLink;
 use crate::sync::Arc;
-use crate::vfs::{Access, File, Vfs};
+use crate::vfs::{Access, File, FileTime, Vfs};
 use crate::vhd::{DynamicHeader, Footer, Timestamp, UniqueId};
 use std::collections::HashSet;
 use std::path::Path;
@@ -152,17 +152,35 @@ fn open_parent(
             hint: "bring the file back that was the parent, or copy what the image shows with another tool",
         });
     }
-    let length = lineage.fixed_parent.file_bytes;
-    if length != 0 && parent.file_length() != length {
+    let noted = lineage.fixed_parent;
+    if noted.file_bytes == 0 {
+        return Ok(parent);
+    }
+    if parent.file_length() != noted.file_bytes {
         return Err(Error::Damaged {
             path: child.path.to_path_buf(),
             what: format!(
-                "its parent {} has {} bytes, and had {length} when the image was made over it",
+                "its parent {} has {} bytes, and had {} when the image was made over it",
                 parent.path().display(),
-                parent.file_length()
+                parent.file_length(),
+                noted.file_bytes
             ),
             hint: "bring the file back that was the parent",
         });
     }
-    Ok(parent)
+    let found = parent.file().modified();
+    let found = found.map_err(|error| Error::io(parent.path(), "asking for the modification time", error))?;
+    if noted.has_time(found) {
+        return Ok(parent);
+    }
+    let time = |time: FileTime| Timestamp::from_unix_seconds(time.seconds);
+    let doubt = format!(
+        "its parent {} was copied or written to at {}: it had the time {} when {} was made over it, and a fixed disk has nothing else that \
+         would tell; if it was written to, what this disk shows is wrong",
+        parent.path().display(),
+        time(found),
+        time(noted.modified),
+        child.path.display()
+    );
+    Ok(parent.doubted(doubt))
 }

@@ -33,6 +33,8 @@ pub(crate) struct ParentImage {
     has_grown: bool,
     /// A fixed disk that nobody may write to.
     is_protected: bool,
+    /// Why it may not be what its child was made over.
+    doubt: Option<String>,
 }
 
 #[derive(Debug)]
@@ -60,6 +62,7 @@ impl ParentImage {
                 _permit: None,
                 lineage: None,
                 has_grown: false,
+                doubt: None,
             });
         }
         let headers = Headers::read(&*file, path)?;
@@ -85,6 +88,7 @@ impl ParentImage {
             blocks: Some(Blocks { header: Box::new(decision.header), place }),
             _permit: None,
             is_protected: false,
+            doubt: None,
         })
     }
 
@@ -152,6 +156,16 @@ impl ParentImage {
     /// Whether it never changes: by its seal, or as a fixed disk that nobody may write to.
     pub(crate) fn is_sealed(&self) -> bool {
         self.seal_id().is_some() || self.is_protected
+    }
+
+    /// The same with a doubt whether it is what its child was made over.
+    pub(super) fn doubted(self, doubt: String) -> Self {
+        ParentImage { doubt: Some(doubt), ..self }
+    }
+
+    /// Why it may not be what its child was made over, in words for a person.
+    pub(crate) fn doubt(&self) -> Option<&str> {
+        self.doubt.as_deref()
     }
 
     /// Whether it is a fixed disk.

@@ -47,6 +47,12 @@ impl Parents {
         &self.sources
     }
 
+    /// Which of them may not be what their children were made over, in words for a person.
+    pub(crate) fn doubts(&self) -> Vec<String> {
+        let images = self.sources.iter().filter_map(|source| source.as_parent());
+        images.filter_map(|image| image.doubt().map(String::from)).collect()
+    }
+
     /// The lowest `count` of them alone.
     pub(crate) fn lowest(&self, count: usize) -> Self {
         let sources = self.sources.iter().take(count).cloned().collect();

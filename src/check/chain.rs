@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::ext::Lineage;
 use crate::layer::{self, Condition, Foreign, Headers};
 use crate::sync::Arc;
-use crate::vfs::{Access, File, Vfs};
+use crate::vfs::{Access, File, FileTime, Vfs};
 use crate::vhd::{DiskType, DynamicHeader, Footer, Timestamp, UniqueId};
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -114,7 +114,6 @@ pub(super) fn walk(options: &OpenOptions, path: &Path, look: &mut Look<'_>) -> R
         look(&mut report, &file, &path, image.as_ref())?;
         drop(image);
         if let (Some(child), Some(above)) = (&child, walk.chain.layers.last_mut()) {
-            let modified = Timestamp::from_unix_seconds(modified.seconds);
             compare(above, child, &mut report, this.as_ref(), modified);
         }
         report.keep_findings(kept);
@@ -269,7 +268,7 @@ fn compare(
     child: &Child,
     below: &mut Report,
     parent: Option<&Child>,
-    modified: Timestamp,
+    modified: FileTime,
 ) {
     if let Some(size) = below.virtual_size.filter(|&size| size != child.footer.current_size) {
         let what = format!("it has {size} bytes, and this disk {}", child.footer.current_size);
@@ -283,9 +282,22 @@ fn compare(
     let changed = |what: String| about_parent(Code::ParentChanged, what);
     let lineage = &child.lineage;
     let known = lineage.parent_id == child.header.parent_unique_id;
-    let (length, had) = (below.file_bytes, lineage.fixed_parent.file_bytes);
-    if known && had != 0 && parent.is_none() && length != had {
-        above.push(changed(format!("its file has {length} bytes, and had {had} when this disk was made")));
+    let seconds = |time: FileTime| Timestamp::from_unix_seconds(time.seconds);
+    let noted = lineage.fixed_parent;
+    if known && noted.file_bytes != 0 && parent.is_none() {
+        let (length, had) = (below.file_bytes, noted.file_bytes);
+        if length != had {
+            above
+                .push(changed(format!("its file has {length} bytes, and had {had} when this disk was made")));
+        } else if !noted.has_time(modified) {
+            let what = format!(
+                "it was copied or written to at {}, and had the time {} when this disk was made: a fixed disk has nothing else that would \
+                 tell; if it was written to, what this disk shows is wrong",
+                seconds(modified),
+                seconds(noted.modified)
+            );
+            above.push(about_parent(Code::ParentTime, what));
+        }
         return;
     }
     if let Some(parent) = parent.filter(|_| known && lineage.parent_seal.is_some()) {
@@ -296,7 +308,7 @@ fn compare(
         }
         return;
     }
-    let noted = child.header.parent_timestamp;
+    let (noted, modified) = (child.header.parent_timestamp, seconds(modified));
     if noted.0 == 0 || noted == modified {
         return;
     }

@@ -42,9 +42,11 @@ impl Blocks {
         parents: Option<Parents>,
         generations: impl FnOnce(Generation) -> Generations,
     ) -> Self {
+        let mut notices = info::notices(leaf.report(), leaf.is_read_only());
+        notices.extend(parents.iter().flat_map(Parents::doubts));
         Blocks {
             path: leaf.path().to_path_buf(),
-            notices: info::notices(leaf.report(), leaf.is_read_only()),
+            notices,
             is_read_only: leaf.is_read_only(),
             block_bytes: leaf.place().block_bytes.into(),
             size: leaf.footer().current_size,

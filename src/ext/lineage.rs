@@ -68,6 +68,15 @@ pub struct FixedParent {
     pub modified: FileTime,
 }
 
+impl FixedParent {
+    /// Whether a file with this time of its last change has the time that was noted. Some file systems keep whole seconds, or even ones.
+    pub fn has_time(&self, found: FileTime) -> bool {
+        let FileTime { seconds, .. } = self.modified;
+        let coarser = [seconds, seconds & !1].map(|seconds| FileTime { seconds, nanoseconds: 0 });
+        found == self.modified || coarser.contains(&found)
+    }
+}
+
 /// An image's place in a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Lineage {
@@ -124,6 +133,18 @@ mod tests {
         assert_eq!(Name::<6>::new(b""), Some(Name::default()));
         assert_eq!(Name::<6>::new(b"vm2.vhd"), None);
         assert_eq!(Name::<6>::new(b"v\0m"), None);
+    }
+
+    #[test]
+    fn a_file_system_may_keep_coarser_times() {
+        let time = |seconds, nanoseconds| FileTime { seconds, nanoseconds };
+        let noted = FixedParent { file_bytes: 1, modified: time(1001, 7) };
+        for same in [time(1001, 7), time(1001, 0), time(1000, 0)] {
+            assert!(noted.has_time(same), "{same:?}");
+        }
+        for other in [time(1001, 8), time(1002, 0), time(1000, 7), time(999, 0)] {
+            assert!(!noted.has_time(other), "{other:?}");
+        }
     }
 
     #[test]
