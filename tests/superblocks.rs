@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use cowvhd::vhd::{DiskType, DynamicHeader, Footer, Timestamp, UniqueId};
 use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -165,4 +166,52 @@ fn places_out_of_bounds_are_refused_before_anything_is_written() {
             assert!(fs::read(&image.path).unwrap() == bytes, "the file was changed: {field} {value}");
         }
     }
+}
+
+/// The same of the temporary journal of an image made elsewhere, which was not closed.
+#[test]
+fn places_of_a_temporary_journal_out_of_bounds_are_refused_before_anything_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.vhd");
+    let id = UniqueId::from_bytes([5; 16]);
+    let mut footer = Footer::new(DiskType::Dynamic, 256 << 10, id, Timestamp::from_unix_seconds(1 << 30));
+    footer.creator_app = *b"test";
+    let footer = footer.to_bytes();
+    let header = DynamicHeader::new(1536, 64, 4096).to_bytes();
+    fs::write(&path, [&footer[..], &header, &[0xff; 512], &footer].concat()).unwrap();
+    let disk = open(&path, false).unwrap();
+    disk.write_at(&[3; 4096], 0).unwrap();
+    disk.flush().unwrap();
+    drop(disk);
+    let good = fs::read(&path).unwrap();
+    // Where the dirty header says that it is.
+    let head = number(&good, 512 + 8) as usize;
+    assert!(head.is_multiple_of(4096) && head < good.len(), "{head}");
+    let ring = number(&good, head + COPIES[0] + 80);
+    let far = [0, 1 << 63, u64::MAX - 4095];
+    for (field, at, wrong) in [
+        ("ring bytes", 88, [4096, 131_073, 17 * MIB]),
+        ("ring offset", 80, [4096, ring + 512, ring - 4096]),
+        ("slot origin", 136, [1024, 8192 + 512, ring + 4096]),
+    ] {
+        for value in wrong.into_iter().chain(far) {
+            let mut bytes = good.clone();
+            for copy in COPIES {
+                change(&mut bytes, head + copy, at, &value.to_be_bytes());
+            }
+            fs::write(&path, &bytes).unwrap();
+            for read_only in [true, false] {
+                let error = open(&path, read_only).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Corrupt, "{field} {value}");
+                let words = format!("superblock: field {field} (byte {at}) is {value}, expected ");
+                assert!(error.to_string().contains(&words), "{error}");
+            }
+            assert!(fs::read(&path).unwrap() == bytes, "the file was changed: {field} {value}");
+        }
+    }
+    fs::write(&path, &good).unwrap();
+    let disk = open(&path, false).unwrap();
+    let mut found = [0; 4096];
+    disk.read_at(&mut found, 0).unwrap();
+    assert_eq!(found, [3; 4096]);
 }

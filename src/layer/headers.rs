@@ -414,9 +414,10 @@ impl Decision {
         if !aligned(place.ring_bytes) || !(MIN_RING_BYTES..=MAX_RING_BYTES).contains(&place.ring_bytes) {
             return wrong("ring bytes", 88, place.ring_bytes, "whole pages, from 128 KiB to 16 MiB");
         }
-        let table_bytes = place.table_pages_end().saturating_sub(place.table_offset);
+        // First whether the ring is in the file at all: what lies behind it is counted from its end.
         if !aligned(place.ring_offset)
-            || table_bytes > MAX_TABLE_ROOM_BYTES
+            || place.table_offset > self.base
+            || place.table_pages_end() - place.table_offset > MAX_TABLE_ROOM_BYTES
             || place.table_pages_end() != self.base
         {
             return wrong(
@@ -584,3 +585,6 @@ pub(crate) fn pair_bytes(footer: &Footer, header: &DynamicHeader) -> [u8; HEADER
     back.copy_from_slice(&header.to_bytes());
     bytes
 }
+
+#[cfg(all(test, feature = "sim"))]
+mod tests;
