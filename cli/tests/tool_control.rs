@@ -4,6 +4,7 @@
 
 mod tool_support;
 
+use serde_json::json;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -58,6 +59,60 @@ fn what_it_does_not_understand_it_says() {
     // Nobody who stays connected keeps the server from ending.
     serving.terminate();
     assert_eq!(talk.answer(), None);
+}
+
+/// Requests that are understood and mean harm or nonsense: each is refused in its turn, and nothing is made or changed by it.
+#[test]
+fn requests_that_make_no_sense_change_nothing() {
+    let bench = Bench::new();
+    let serving = bench.serve(&["vm.vhd", "--create", "1G"]);
+    bench.run("mkfifo", &["fifo"]).must_be(0);
+    fs::create_dir(bench.path("folder")).unwrap();
+    let before = bench.names();
+    let mut talk = Talk::to(&bench.path("vm.vhd.ctl"));
+    let nested = "[".repeat(60_000);
+    let state = |file: &str| {
+        let part = json!({"name": "ram", "file": file});
+        json!({"request": "snapshot-create", "name": "one", "state": [part]}).to_string()
+    };
+    for line in [
+        nested.as_str(),
+        &format!("{{\"request\":{nested}"),
+        "{\"request\":\"status\"\0}",
+        r#"{"request":"snapshot-create","name":"../one"}"#,
+        r#"{"request":"snapshot-create","name":""}"#,
+        r#"{"request":"snapshot-create","name":"a\u0000b"}"#,
+        &json!({"request": "snapshot-create", "name": "n".repeat(60_000)}).to_string(),
+        // Files that would be waited for, or that have no end.
+        &state(bench.path("fifo").to_str().unwrap()),
+        &state("/dev/zero"),
+        &state(bench.path("folder").to_str().unwrap()),
+        &state("/nothing"),
+        r#"{"request":"snapshot-delete","name":"none"}"#,
+        r#"{"request":"snapshot-delete","name":"../../etc"}"#,
+        r#"{"request":"merge","until":"/etc/passwd"}"#,
+        r#"{"request":"merge","rate":0}"#,
+        r#"{"request":"merge","rate":-1}"#,
+        r#"{"request":"group-commit"}"#,
+        r#"{"request":"group-seal","manifest":"x","digest":""}"#,
+        r#"{"request":"group-hold","limit-ms":18446744073709551615}"#,
+        r#"{"request":"group-join","name":"../one"}"#,
+    ] {
+        let answer = talk.ask(line);
+        assert!(answer["failed"]["message"].is_string(), "{}: {answer}", &line[..line.len().min(100)]);
+    }
+    // The longest that a guest can be made to wait is the server's own limit, whatever is asked for.
+    assert!(talk.ask(r#"{"request":"group-join","name":"one"}"#)["done"].is_object());
+    assert!(talk.ask(r#"{"request":"group-prepare"}"#)["done"].is_object());
+    assert!(talk.ask(r#"{"request":"group-hold","limit-ms":18446744073709551615}"#)["done"].is_object());
+    assert!(talk.ask(r#"{"request":"group-leave"}"#)["done"].is_object());
+    assert_eq!(talk.ask(r#"{"request":"status"}"#)["done"]["filename"], "vm.vhd");
+    assert_eq!(bench.names(), before);
+    // Bytes that are no text end the connection.
+    talk.0.get_mut().write_all(b"\xff\xfe\n").unwrap();
+    assert_eq!(talk.answer().unwrap()["failed"]["exit-code"], 16);
+    assert_eq!(talk.answer(), None);
+    serving.terminate();
 }
 
 /// So many are connected at once; those that ask for nothing keep nobody out.
