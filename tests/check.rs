@@ -5,7 +5,7 @@
 #[path = "support/qemu.rs"]
 mod qemu;
 
-use cowvhd::check::{Code, Report, Severity, check};
+use cowvhd::check::{Code, Consent, Report, Severity, check, repair};
 use cowvhd::vfs::HostVfs;
 use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions};
 use qemu::qemu_img;
@@ -251,4 +251,86 @@ fn every_code_is_documented() {
             .count(),
         Code::ALL.len()
     );
+}
+
+/// The first page of slot 0 is a hole of the file, its data is not: the headers of the other slots are found, and give a lost table back.
+#[test]
+fn a_slot_that_begins_with_a_hole_hides_no_other() {
+    let bench = Bench::image();
+    let mut bytes = fs::read(&bench.path).unwrap();
+    bytes[SLOTS as usize..][..4096].fill(0);
+    bytes[TABLE as usize..][..4096].fill(0);
+    fs::remove_file(&bench.path).unwrap();
+    let file = fs::File::create(&bench.path).unwrap();
+    file.set_len(bytes.len() as u64).unwrap();
+    for (at, page) in
+        (0..).step_by(4096).zip(bytes.chunks(4096)).filter(|(_, page)| page.iter().any(|&b| b != 0))
+    {
+        file.write_all_at(page, at).unwrap();
+    }
+    let undo = bench.path.with_extension("undo");
+    let repaired = repair(Arc::new(HostVfs), &bench.path, Consent::All, &undo).unwrap();
+    assert!(repaired.is_sound(), "{:?}", repaired.after.findings());
+    let disk = OpenOptions::new().read_only(true).open(&bench.path).unwrap();
+    for (block, value) in [(0, 0), (3, 4), (15, 16)] {
+        let mut data = [0; 4096];
+        disk.read_at(&mut data, block * 2 * MIB + 8192).unwrap();
+        assert_eq!(data, [value; 4096], "block {block}: {:?}", repaired.steps);
+    }
+}
+
+/// A gap is a leak if a block of the kind behind it would fit: one of another program has a bitmap of a sector, and no page.
+#[test]
+fn a_gap_in_front_of_a_block_of_another_program_is_a_leak_if_a_block_would_fit() {
+    for (gap, leaks) in [(2 * MIB + 512, 1), (2 * MIB, 0)] {
+        let bench = Bench::image();
+        let end = fs::metadata(&bench.path).unwrap().len() - 512;
+        let footer = bench.read(end, 512);
+        let block = end + gap;
+        bench.write(&vec![0x55; gap as usize], end);
+        bench.write(&[0xff; 512], block);
+        bench.write(&[7; 4096], block + 512);
+        bench.write(&footer, block + 512 + 2 * MIB);
+        bench.write(&((block / 512) as u32).to_be_bytes(), TABLE + 7 * 4);
+        let report = bench.check();
+        assert_eq!(report.count(Code::LeakedSpace), leaks, "{gap}: {:?}", report.findings());
+        let place = report.findings().iter().find(|finding| finding.code == Code::LeakedSpace);
+        assert_eq!(place.and_then(|place| place.offset), (leaks > 0).then_some(end));
+        assert_eq!(report.leaked_bytes, leaks * 2 * MIB);
+    }
+}
+
+/// Files beside a disk that a checkpoint or a revert left; those of other disks, and states that are whole, are none of them.
+#[test]
+fn what_is_left_beside_a_disk_is_named() {
+    let bench = Bench::new();
+    let folder = bench.path.parent().unwrap();
+    let found = |disk: &str| {
+        let report = check(Arc::new(HostVfs), &folder.join(disk)).unwrap();
+        report.findings().iter().map(|found| format!("{}: {}", found.code, found.what)).collect::<Vec<_>>()
+    };
+    for disk in ["vm.vhd", "vm.img", "fixed.vhd"] {
+        let options = CreateOptions::new(4 * MIB);
+        let options = if disk == "fixed.vhd" { options.fixed() } else { options };
+        options.create(&folder.join(disk)).unwrap();
+    }
+    for name in [
+        "vm@one+ram.vmstate",
+        "vm@one+device.vmstate",
+        "vm@two+ram.vmstate",
+        "vm@two.vmstate",
+        "vm@three+ram",
+        "vm@four.vmstate+ram",
+        "other@five+ram.vmstate",
+        "fixed@six+ram.vmstate",
+    ] {
+        fs::write(folder.join(name), "").unwrap();
+    }
+    let one = "state-incomplete: the manifest of the state \"one\" is missing: vm@one+device.vmstate, vm@one+ram.vmstate";
+    assert_eq!(found("vm.vhd"), [one]);
+    assert_eq!(found("vm.img"), [""; 0]);
+    let six = "state-incomplete: the manifest of the state \"six\" is missing: fixed@six+ram.vmstate";
+    assert_eq!(found("fixed.vhd"), [six]);
+    fs::write(folder.join("vm.vhd~new"), "").unwrap();
+    assert_eq!(found("vm.vhd"), ["revert-unfinished: vm.vhd~new is there", one]);
 }

@@ -293,3 +293,19 @@ fn a_parent_that_changed_after_its_child_of_another_program() {
     assert_eq!(changed(add_block, 1), (1, 0));
     assert_eq!(changed(add_block, -1), (0, 1));
 }
+
+/// A file in the parent's place that cannot say which disk it is may be the parent, damaged: it is that which has to be repaired, and
+/// no copy elsewhere is offered.
+#[test]
+fn a_damaged_parent_in_its_place_is_looked_at_before_copies_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let [disk, middle, _] = three(dir.path());
+    fs::copy(&middle, dir.path().join("base/copy.vhd")).unwrap();
+    fs::remove_file(&middle).unwrap();
+    fs::write(&middle, vec![0x33; 100_000]).unwrap();
+    let chain = checked(&disk);
+    assert_eq!(chain.layers()[0].count(Code::ParentMissing), 1, "{}", text(&chain));
+    assert_eq!((chain.layers().len(), chain.layers()[1].path.as_path()), (2, middle.as_path()));
+    assert_eq!(chain.layers()[1].count(Code::HeadersLost), 1, "{}", text(&chain));
+    assert_eq!(chain.parent_candidates(), &[] as &[PathBuf]);
+}

@@ -121,6 +121,13 @@ fn expected(name: &str) -> Opening {
         "both footers damaged" => Refused(
             "field checksum (byte 64) is 0xfffff7c6, expected 0xfffff7c5; the last sector holds no footer",
         ),
+        "a footer of 511 bytes, and the copy damaged" => Refused(
+            "footer: field checksum (byte 64) is 0xfffff7c6, expected 0xfffff7c5; the last sector holds",
+        ),
+        "both headers damaged, ours" | "both headers damaged, not closed" => {
+            Refused("at offset 512: dynamic header: field checksum (byte 36) is 0x")
+        }
+        "a damaged start, and a backup of something else" => ALL,
         "footer of 511 bytes" => ALL,
         "blocks out of order" | "a hole between two blocks" | "some sectors between two blocks" => ALL,
 
@@ -230,6 +237,9 @@ fn expected(name: &str) -> Opening {
 fn read_only_because(name: &str) -> Option<&'static str> {
     match name {
         "a sparse table of 4 GiB of zeros" => Some("its block table is too long to be written to"),
+        "a damaged start, and a backup of something else" => Some(
+            "the start of the file is lost, and its backup may be out of date: it is not what the last close",
+        ),
         "footers that disagree, each with a right checksum" => {
             Some("the footers at the start and at the end differ (current size), that at the start counts")
         }

@@ -5,6 +5,7 @@
 use cowvhd::check::{Code, Coverage, Report, Verified, check, verify, write_crcs};
 use cowvhd::snapshot::{Checkpoint, SnapshotName};
 use cowvhd::vfs::HostVfs;
+use cowvhd::vhd::{DynamicHeader, HeaderCookie};
 use cowvhd::{CreateOptions, ErrorKind, OpenOptions};
 use std::fs;
 use std::ops::ControlFlow;
@@ -328,4 +329,52 @@ fn the_crcs_of_one_layer_are_written_without_the_others() {
     let stopped =
         write_crcs(Arc::new(HostVfs), &bench.path("vm@first.vhd"), &mut |_, _| ControlFlow::Break(()));
     assert_eq!(stopped.unwrap_err().kind(), ErrorKind::Cancelled);
+}
+
+/// The room for CRCs ends at the footer of a layer that is closed; elsewhere, and in a layer that is not, it counts for nothing.
+#[test]
+fn crcs_count_in_a_closed_layer_and_in_front_of_its_footer() {
+    let spoil: [fn(&Bench); 2] = [
+        |bench| {
+            let mut bytes = [0; DynamicHeader::SIZE];
+            fs::File::open(bench.path("vm@first.vhd")).unwrap().read_exact_at(&mut bytes, 512).unwrap();
+            let header = DynamicHeader::parse(&bytes).unwrap();
+            bench.write(
+                "vm@first.vhd",
+                &DynamicHeader { cookie: HeaderCookie::Dirty, ..header }.to_bytes(),
+                512,
+            );
+        },
+        |bench| {
+            let bytes = fs::read(bench.path("vm@first.vhd")).unwrap();
+            let (_, footer) = bytes.split_at(bytes.len() - 512);
+            bench.write(
+                "vm@first.vhd",
+                &[&[0; 512], &[0; 3584][..], footer].concat(),
+                bytes.len() as u64 - 512,
+            );
+        },
+    ];
+    for (number, spoil) in spoil.iter().enumerate() {
+        let bench = Bench::new();
+        let sealed = bench.verify(true);
+        assert_eq!(sealed.coverage()[2].compared_bytes, 3 * BLOCK);
+        spoil(&bench);
+        let verified = bench.verify(false);
+        assert_eq!(verified.coverage()[1].compared_bytes, 3 * 4096, "{number}");
+        let unproven = Coverage { unproven_bytes: 3 * BLOCK, ..Coverage::default() };
+        assert_eq!(verified.coverage()[2], unproven, "{number}");
+        assert_eq!(verified.chain().layers()[2].count(Code::CrcsMissing), 1, "{number}");
+    }
+}
+
+#[test]
+fn the_data_of_a_fixed_parent_is_not_proven() {
+    let dir = tempfile::tempdir().unwrap();
+    let [base, disk] = ["base.vhd", "disk.vhd"].map(|name| dir.path().join(name));
+    CreateOptions::new(3 * MIB).fixed().create(&base).unwrap();
+    CreateOptions::child_of(&base).create(&disk).unwrap();
+    let verified = verify(&OpenOptions::new(), &disk, false, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    let unproven = Coverage { unproven_bytes: 3 * MIB, ..Coverage::default() };
+    assert_eq!(verified.coverage(), [Coverage::default(), unproven]);
 }

@@ -530,6 +530,22 @@ mod tests {
         }
     }
 
+    /// Whatever was read: the bits of what is there, and no others of ours.
+    #[test]
+    fn feature_bits_say_what_is_there() {
+        let bits = |superblock: Superblock| {
+            let bytes = superblock.to_bytes();
+            [40, 48].map(|at| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()))
+        };
+        let all =
+            |superblock| Superblock { read_only_compatible: u64::MAX, compatible: u64::MAX, ..superblock };
+        assert_eq!(bits(all(sample())), [u64::MAX - 1; 2]);
+        assert_eq!(bits(all(with_crcs())), [u64::MAX; 2]);
+        let none = |superblock| Superblock { read_only_compatible: 0, compatible: 0, ..superblock };
+        assert_eq!(bits(none(sealed())), [1, 0]);
+        assert_eq!(bits(none(with_crcs())), [1, 1]);
+    }
+
     #[test]
     fn a_temporary_journal_has_no_lineage() {
         let temporary = Superblock { incompatible: feature::TEMPORARY, ..sample() };

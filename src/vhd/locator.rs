@@ -386,6 +386,12 @@ mod tests {
         let good = ParentLocator::new(W2ru, 4096, 512, 16);
         assert_eq!(good.payload_range(), Ok(Some(4096..4112)));
         assert_eq!(ParentLocator::default().payload_range(), Ok(None));
+        let full = ParentLocator { data_length: 512, ..good };
+        assert_eq!(full.payload_range(), Ok(Some(4096..4608)));
+        for (data_space, expected) in [(0, "0 bytes, as its data space is"), (512, "1 to 512 bytes")] {
+            let error = ParentLocator { data_space, data_length: 513, ..good }.payload_range().unwrap_err();
+            assert_eq!(error.expected, expected);
+        }
         let huge = 0xFFFF_FE00;
         for (wrong, field) in [
             (ParentLocator { data_space: 0, ..good }, "data length"),
@@ -479,6 +485,17 @@ mod tests {
             for platform in [W2ru, W2ku, MacX] {
                 encode_relative(platform, path).unwrap_err();
             }
+        }
+        // What stands behind a zero counts, too.
+        for (length, fits) in [(65_536, true), (65_538, false), (131_072, false)] {
+            let mut payload = vec![0; length];
+            payload[0] = b'a';
+            assert_eq!(decode_payload(W2ku, &payload).is_ok(), fits, "{length} bytes");
+        }
+        // Whatever is left of it without the parts that mean nothing.
+        for (path, fits) in [(b"./".repeat(2047), true), (b"./".repeat(2048), false)] {
+            let path = [&path[..], b"ab"].concat();
+            assert_eq!(encode_relative(MacX, &path).is_ok(), fits, "{} bytes", path.len());
         }
         assert_eq!(encode_relative(W2ru, br"a\b").unwrap_err().field, "path");
         assert_eq!(encode_relative(W2ru, b"a\xFFb").unwrap_err().field, "path");

@@ -337,6 +337,25 @@ fn footers() -> Vec<Case> {
             write(path, &[1], 400);
             write(path, &[1], length(path) - 100);
         }),
+        case("a footer of 511 bytes, and the copy damaged", Code::HeadersLost, Repaired, |path| {
+            foreign(path);
+            write(path, &[1], 400);
+            options().open(path).unwrap().set_len(length(path) - 1).unwrap();
+        }),
+        case("both headers damaged, ours", Code::HeadersLost, Repaired, |path| {
+            ours(path);
+            [1000, 12288 + 1000].iter().for_each(|&at| write(path, &[1], at));
+        }),
+        case("both headers damaged, not closed", Code::HeadersLost, Repaired, |path| {
+            ours_dirty(path);
+            [1000, 12288 + 1000].iter().for_each(|&at| write(path, &[1], at));
+        }),
+        case("a damaged start, and a backup of something else", Code::FrontDamaged, Repaired, |path| {
+            ours(path);
+            write(path, &[1], 1000);
+            patch::<512>(path, 12288, 28, b"else", 64);
+            patch::<512>(path, length(path) - 512, 28, b"else", 64);
+        }),
         case("footer of 511 bytes", Code::FooterShort, Sound, |path| {
             foreign(path);
             options().open(path).unwrap().set_len(length(path) - 1).unwrap();
