@@ -6,9 +6,9 @@
 #[allow(dead_code, reason = "shared with other tests")]
 mod hostile;
 
-use cowvhd::check::{Consent, Finding, Repair, Report, check, plan, repair, salvage, undo};
+use cowvhd::check::{Code, Consent, Finding, Repair, Report, Step, check, plan, repair, salvage, undo};
 use cowvhd::vfs::HostVfs;
-use cowvhd::{ErrorKind, OpenOptions};
+use cowvhd::{CreateOptions, ErrorKind, OpenOptions};
 use hostile::{Case, Outcome, cases};
 use std::fmt::Write;
 use std::fs;
@@ -292,9 +292,10 @@ fn every_image_is_described_in_the_same_words() {
     }
     let expected = include_str!("support/hostile.txt");
     for (number, (found, expected)) in (1..).zip(text.lines().zip(expected.lines())) {
-        assert_eq!(found, expected, "line {number} of tests/support/hostile.txt");
+        let hint = "COWVHD_TEST_WRITE=1 writes it again, and the difference is to be read";
+        assert_eq!(found, expected, "line {number} of tests/support/hostile.txt; {hint}");
     }
-    assert_eq!(text.len(), expected.len());
+    assert_eq!(text.len(), expected.len(), "bytes of tests/support/hostile.txt");
 }
 
 fn describe(text: &mut String, path: &Path, repaired: &Repair) {
@@ -351,4 +352,61 @@ fn nameless(what: &str) -> String {
         dashes == 4 && word.len() > 30 || digits.starts_with("0x") && digits.len() == 10
     };
     what.split(' ').map(|word| if drawn(word) { "…" } else { word }).collect::<Vec<_>>().join(" ")
+}
+
+/// The page of a block of a child is lost: what its own data says of the bits is all there is, and no more than that is set.
+#[test]
+fn bits_of_a_child_are_told_by_its_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let [base, path, saved] = ["base.vhd", "disk.vhd", "undo"].map(|name| dir.path().join(name));
+    CreateOptions::new(8 << 20).create(&base).unwrap();
+    let disk = OpenOptions::new().open(&base).unwrap();
+    disk.write_at(&[1; 4 << 20], 0).unwrap();
+    disk.close().unwrap();
+    CreateOptions::child_of(&base).create(&path).unwrap();
+    let disk = OpenOptions::new().open(&path).unwrap();
+    for unit in [0, 5, 511] {
+        disk.write_at(&[2; 4096], (2 << 20) + unit * 4096).unwrap();
+    }
+    disk.close().unwrap();
+    let content = || {
+        let disk = OpenOptions::new().read_only(true).open(&path).unwrap();
+        let mut content = vec![0; 8 << 20];
+        disk.read_at(&mut content, 0).unwrap();
+        content
+    };
+    let before = content();
+    hostile::write(&path, &[0; 4096], 7 << 20);
+    let vfs = || Arc::new(HostVfs);
+    let repaired = repair(vfs(), &path, Consent::All, &saved).unwrap();
+    assert!(repaired.is_sound(), "{:?}", repaired.after.findings());
+    let made = Step {
+        what: "make the headers of block 1 again, the bits set where data is not zero".into(),
+        safe: false,
+    };
+    assert!(repaired.steps.contains(&made), "{:?}", repaired.steps);
+    assert!(content() == before);
+    let bits = fs::read(&path).unwrap()[(7 << 20) + 3584..][..512].to_vec();
+    let set: Vec<usize> = (0..512).filter(|&unit| bits[unit] == 0xff).collect();
+    assert!(set == [0, 5, 511] && bits.iter().all(|&byte| byte == 0 || byte == 0xff), "{set:?}");
+}
+
+/// Two entries name one slot, and another program has placed a block: nothing tells without loss which is right, and the header that
+/// is there is not made again for the other block.
+#[test]
+fn a_slot_named_twice_is_left_alone_without_consent() {
+    let dir = tempfile::tempdir().unwrap();
+    let [path, saved] = ["disk.vhd", "undo"].map(|name| dir.path().join(name));
+    hostile::ours(&path);
+    let bytes = fs::read(&path).unwrap();
+    let (end, entry) = (bytes.len() as u64 - 512, (7 * 1024 * 1024 + 3584_u32) / 512);
+    hostile::write(&path, &[&[0xff; 512][..], &[9; 2 << 20], &bytes[end as usize..]].concat(), end);
+    hostile::write(&path, &((end / 512) as u32).to_be_bytes(), (3 << 20) + 6 * 4);
+    hostile::write(&path, &entry.to_be_bytes(), (3 << 20) + 5 * 4);
+    let before = fs::read(&path).unwrap();
+    let found = check(Arc::new(HostVfs), &path).unwrap();
+    assert_eq!(found.count(Code::BatOverlap), 1, "{:?}", found.findings());
+    let repaired = repair(Arc::new(HostVfs), &path, Consent::Safe, &saved).unwrap();
+    assert!(!repaired.changes(), "{:?}", repaired.steps);
+    assert!(fs::read(&path).unwrap() == before);
 }

@@ -258,3 +258,17 @@ impl Footer {
 fn wrong(field: &'static str, offset: usize, found: impl Display, expected: impl Display) -> FormatError {
     FormatError::new(STRUCTURE, field, offset as u64, found, expected)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_fixed_disk_leaves_room_for_its_footer() {
+        let largest = i64::MAX as u64 - 1023;
+        for (size, fits) in [(largest, true), (largest + 512, false)] {
+            let footer = Footer::new(DiskType::Fixed, size, UniqueId::from_bytes([1; 16]), Timestamp(0));
+            assert_eq!(footer.validate_size().is_ok(), fits, "{size}");
+        }
+    }
+}

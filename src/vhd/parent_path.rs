@@ -172,6 +172,7 @@ mod tests {
             (r".\c:p.vhd", ParentPath::Relative("c:p.vhd".into()), Some("c:p.vhd")),
             (r"..\..", ParentPath::Relative("../..".into()), None),
             (r"\mnt\.\p.vhd", ParentPath::Absolute("/mnt/p.vhd".into()), Some("p.vhd")),
+            (r"1:p.vhd", ParentPath::Relative("1:p.vhd".into()), Some("1:p.vhd")),
             (r"c:p.vhd", ParentPath::Windows("c:p.vhd".into()), Some("p.vhd")),
             (r"C:\\x\p.vhd", ParentPath::Windows("C:/x/p.vhd".into()), Some("p.vhd")),
             (r"\\host\share\p.vhd", ParentPath::Windows("//host/share/p.vhd".into()), Some("p.vhd")),

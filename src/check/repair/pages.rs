@@ -140,3 +140,17 @@ pub(super) fn blocks(blocks: &[u32]) -> String {
         _ => format!("blocks {} and {more} more", names.join(", ")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn eight_blocks_are_named() {
+        let named = |count: u32| blocks(&(1..=count).collect::<Vec<_>>());
+        assert_eq!(named(1), "block 1");
+        assert_eq!(named(2), "blocks 1, 2");
+        assert_eq!(named(8), "blocks 1, 2, 3, 4, 5, 6, 7, 8");
+        assert_eq!(named(9), "blocks 1, 2, 3, 4, 5, 6, 7, 8 and 1 more");
+    }
+}

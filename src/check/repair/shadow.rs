@@ -194,3 +194,114 @@ impl File for Shadow {
         self.inner.identity()
     }
 }
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use super::*;
+    use crate::sim::SimVfs;
+    use crate::vfs::{Access, Vfs};
+    use proptest::prelude::*;
+    use std::path::Path;
+
+    #[derive(Debug, Clone)]
+    enum Change {
+        Write(u64, u8, usize),
+        Punch(u64, u64),
+        Length(u64),
+    }
+
+    /// Places at and around the edges of pages, and between them.
+    fn place() -> impl Strategy<Value = u64> {
+        prop_oneof![
+            (0u64..9, 0u64..3).prop_map(|(page, by)| (page * PAGE + by).saturating_sub(1)),
+            0u64..9 * PAGE
+        ]
+    }
+
+    fn change() -> impl Strategy<Value = Change> {
+        prop_oneof![
+            3 => (place(), 1u8.., 1usize..10_000).prop_map(|(at, fill, length)| Change::Write(at, fill, length)),
+            3 => (place(), place()).prop_map(|(at, length)| Change::Punch(at, length)),
+            1 => place().prop_map(Change::Length),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_view_is_a_file_and_leaves_that_beneath_alone(
+            length in place(),
+            written in prop::collection::vec(any::<bool>(), 9),
+            changes in prop::collection::vec(change(), 0..12),
+            reads in prop::collection::vec((place(), 1usize..20_000), 4),
+        ) {
+            let vfs = SimVfs::new(1);
+            let file = vfs.create_new(Path::new("/file")).unwrap();
+            file.set_len(length).unwrap();
+            let mut model = vec![0; length as usize];
+            for (number, _) in (0..).zip(&written).filter(|&(_, &written)| written) {
+                let (start, end) = (length.min(number * PAGE), length.min((number + 1) * PAGE));
+                file.write_all_at(&vec![0xee; (end - start) as usize], start).unwrap();
+                model[start as usize..end as usize].fill(0xee);
+            }
+            let before = model.clone();
+            let shadow = Shadow::new(vfs.open(Path::new("/file"), Access::ReadOnly).unwrap()).unwrap();
+            let view: &dyn File = &shadow;
+            for change in changes {
+                match change {
+                    Change::Write(at, fill, length) => {
+                        view.write_all_at(&vec![fill; length], at).unwrap();
+                        let end = at as usize + length;
+                        model.resize(model.len().max(end), 0);
+                        model[at as usize..end].fill(fill);
+                    }
+                    Change::Punch(at, length) => {
+                        view.punch_hole(at, length).unwrap();
+                        let end = ((at + length) as usize).min(model.len());
+                        if let Some(range) = model.get_mut(at as usize..end) {
+                            range.fill(0);
+                        }
+                    }
+                    Change::Length(length) => {
+                        view.set_len(length).unwrap();
+                        model.resize(length as usize, 0);
+                    }
+                }
+                prop_assert_eq!(view.length().unwrap(), model.len() as u64);
+            }
+            for (at, length) in reads {
+                let mut found = vec![0x11; length];
+                view.read_or_zero_at(&mut found, at).unwrap();
+                let expected = (at as usize..).take(length).map(|i| model.get(i).copied().unwrap_or(0));
+                prop_assert!(expected.eq(found));
+                match view.next_data(at).unwrap() {
+                    None => prop_assert!(model.iter().skip(at as usize).all(|&byte| byte == 0)),
+                    Some(data) => {
+                        prop_assert!(at <= data.start && data.start < data.end && data.end <= model.len() as u64);
+                        prop_assert!(model[at as usize..data.start as usize].iter().all(|&byte| byte == 0));
+                    }
+                }
+            }
+            prop_assert_eq!(vfs.content(Path::new("/file")).unwrap(), before);
+        }
+    }
+
+    #[test]
+    fn what_was_punched_is_a_hole_of_the_view() {
+        let vfs = SimVfs::new(1);
+        let file = vfs.create_new(Path::new("/file")).unwrap();
+        file.write_all_at(&[1; 6 * PAGE as usize], 0).unwrap();
+        let view = Shadow::new(file).unwrap();
+        view.write_at(&[2; 100], 2 * PAGE).unwrap();
+        view.punch_hole(PAGE - 10, 3 * PAGE + 20).unwrap();
+        // Pages 1 to 3 are gone with what was written, the edges are kept.
+        assert_eq!(view.next_data(0).unwrap(), Some(0..PAGE));
+        assert_eq!(view.next_data(PAGE).unwrap(), Some(4 * PAGE..5 * PAGE));
+        assert_eq!(view.next_data(5 * PAGE + 7).unwrap(), Some(5 * PAGE + 7..6 * PAGE));
+        view.set_len(5 * PAGE + 7).unwrap();
+        assert_eq!(view.next_data(5 * PAGE + 7).unwrap(), None);
+        let time = FileTime { seconds: 7, nanoseconds: 8 };
+        assert_ne!(view.modified().unwrap(), time);
+        view.set_modified(time).unwrap();
+        assert_eq!(view.modified().unwrap(), time);
+    }
+}
