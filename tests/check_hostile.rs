@@ -410,3 +410,26 @@ fn a_slot_named_twice_is_left_alone_without_consent() {
     assert!(!repaired.changes(), "{:?}", repaired.steps);
     assert!(fs::read(&path).unwrap() == before);
 }
+
+/// The same of a block of that program itself: it has no header, so each of the two gets what is there.
+#[test]
+fn a_block_of_another_program_that_is_named_twice_gets_a_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let [path, saved] = ["disk.vhd", "undo"].map(|name| dir.path().join(name));
+    hostile::ours(&path);
+    let bytes = fs::read(&path).unwrap();
+    let end = bytes.len() as u64 - 512;
+    hostile::write(&path, &[&[0xff; 512][..], &[9; 2 << 20], &bytes[end as usize..]].concat(), end);
+    for block in [5, 6] {
+        hostile::write(&path, &((end / 512) as u32).to_be_bytes(), (3 << 20) + block * 4);
+    }
+    let repaired = repair(Arc::new(HostVfs), &path, Consent::All, &saved).unwrap();
+    assert!(repaired.is_sound(), "{:?} {:?}", repaired.steps, repaired.after.findings());
+    let disk = OpenOptions::new().read_only(true).open(&path).unwrap();
+    let mut content = vec![0; 16 << 20];
+    disk.read_at(&mut content, 0).unwrap();
+    for (block, fill) in [(0_usize, 1), (1, 2), (3, 4)] {
+        assert!(content[block << 21..][4096..12288].iter().all(|&byte| byte == fill), "block {block}");
+    }
+    assert!(content[10 << 20..14 << 20].iter().all(|&byte| byte == 9), "{:?}", repaired.steps);
+}
