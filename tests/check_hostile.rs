@@ -282,9 +282,14 @@ fn every_image_is_described_in_the_same_words() {
         let dir = tempfile::tempdir().unwrap();
         let (path, saved) = (dir.path().join("disk.vhd"), dir.path().join("undo"));
         (case.build)(&path);
+        let salvaged = salvage(Arc::new(HostVfs), &path, &dir.path().join("saved.vhd"));
         let repaired = repair(Arc::new(HostVfs), &path, Consent::All, &saved).unwrap();
         writeln!(text, "\n{}", case.name).unwrap();
         describe(&mut text, &path, &repaired);
+        match salvaged {
+            Ok(found) => writeln!(text, "  salvage: {} bytes, lost {:?}", found.written, found.lost).unwrap(),
+            Err(error) => writeln!(text, "  no salvage: {:?}", error.kind()).unwrap(),
+        }
     }
     let expected = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/hostile.txt");
     if std::env::var_os("COWVHD_TEST_WRITE").is_some() {
