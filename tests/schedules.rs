@@ -31,6 +31,7 @@ const BATCHES_OF_DEFECT: u64 = 2000;
 /// Four blocks of four pages: two freed slots wait for their reuse, a third brings them back.
 const FOUR_BLOCKS: Shape = Shape { size: 4 * (16 << 10), hot_blocks: &[0..2, 2..4], ..SMALL };
 const FOUR_BLOCKS_CHILD: Shape = Shape { child: true, ..FOUR_BLOCKS };
+const FOUR_BLOCKS_FIXED: Shape = Shape { fixed: true, ..FOUR_BLOCKS };
 /// Sectors of a block.
 const BLOCK: u64 = 32;
 
@@ -308,6 +309,30 @@ static PROGRAMS: &[Program] = &[
                 world.discard(0, 8);
             },
             World::close,
+        ],
+        faults: None,
+    },
+    // A fixed disk, whose changes go to its file, gets blocks over it in the middle of them.
+    Program {
+        name: "snapshot-of-fixed",
+        shape: FOUR_BLOCKS_FIXED,
+        image: |world| world.write(0, BLOCK),
+        before: nothing,
+        threads: &[
+            |world| {
+                world.write(BLOCK, 4);
+                world.snapshot("one");
+                world.write(2, 2);
+                world.read(0, 16);
+            },
+            |world| (0..6).for_each(|_| world.write(2, 4)),
+            |world| {
+                world.write(3, 2);
+                world.flush();
+                world.read(0, 8);
+                world.discard(BLOCK, BLOCK);
+                world.flush();
+            },
         ],
         faults: None,
     },

@@ -4,6 +4,8 @@
 //! registry loses the child · the snapshot is locked, so that it gets no reader and no child any more · the registry of the layer beneath
 //! loses the snapshot · the VM state that was saved with it is removed, if it is no other disk's · the file is unlinked. Cut anywhere, the
 //! same call does the rest: copies that are there are not made again, and a snapshot that no child names any more is only removed.
+//!
+//! A fixed disk has no registry: it is never removed, so that nobody can lose it. With the child's new parent its deletion is done.
 
 use super::merge::{merge_image, merge_into_leaf, merge_layer};
 use super::point::{Lineage, snapshot_path};

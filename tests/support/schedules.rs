@@ -111,8 +111,9 @@ fn this_thread() -> usize {
 }
 
 impl World {
-    fn new(vfs: SimVfs, history: History, faults: bool) -> Self {
-        let disk = OpenOptions::new().vfs(Arc::new(vfs.clone())).open(Path::new(PATH)).unwrap();
+    fn new(vfs: SimVfs, shape: Shape, history: History, faults: bool) -> Self {
+        let options = OpenOptions::new().test_geometry(shape.block_bytes, shape.ring_bytes);
+        let disk = options.vfs(Arc::new(vfs.clone())).open(Path::new(PATH)).unwrap();
         let (history, wrong) = (Mutex::new(history), Mutex::default());
         let (snapshots, held) = Default::default();
         World { vfs, disk, history, wrong, faults, closed: Mutex::new(false), snapshots, held }
@@ -479,7 +480,7 @@ fn prepare(program: &Program) -> Start {
     let vfs = SimVfs::new(1);
     let mut history = History::default();
     create(&vfs, program.shape, 1, &mut history);
-    let world = World::new(vfs, history, false);
+    let world = World::new(vfs, program.shape, history, false);
     (program.image)(&world);
     let content = read_hot(&world.disk, program.shape).unwrap();
     world.disk.close().unwrap();
@@ -497,7 +498,7 @@ fn prepare(program: &Program) -> Start {
 
 fn run_once(program: &'static Program, start: &Start, rng: &mut Rng) {
     let vfs = start.state.to_vfs(rng.next_u64());
-    let world = World::new(vfs.clone(), start.history.clone(), program.faults.is_some());
+    let world = World::new(vfs.clone(), program.shape, start.history.clone(), program.faults.is_some());
     (program.before)(&world);
     vfs.record(true);
     if let Some(faults) = program.faults {
