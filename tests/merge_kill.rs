@@ -1,12 +1,13 @@
 //! Thirty layers are merged into a running disk while its guest writes, and the process is killed again and again.
 //!
 //! What the guest has flushed is there after each kill, everything else is what it was, and neither the layers nor a foreign child of one
-//! of them change in a byte. `COWVHD_SEED` repeats a run as far as processes allow.
+//! of them change in a byte. The same when all layers are merged, so that the disk is to need no parent, with kills at any step up to the last. `COWVHD_SEED` repeats a run as far as processes allow.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use cowvhd::snapshot::merge_running;
-use cowvhd::{CreateOptions, OpenOptions};
+use cowvhd::vhd::DiskType;
+use cowvhd::{CreateOptions, ErrorKind, OpenOptions};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::ops::ControlFlow;
@@ -18,6 +19,9 @@ const SIZE: u64 = 48 << 20;
 const SECTOR: usize = 512;
 const LAYERS: usize = 30;
 const KILLS: u64 = 20;
+/// When all layers are merged, so many steps go with a flush, and a kill comes at most so many flushes later than the one before.
+const STEPS: u64 = 4;
+const STRIDE: u64 = 40;
 /// Writes of the guest between two flushes.
 const WRITES: u64 = 4;
 
@@ -76,12 +80,14 @@ fn say(line: &str) {
     std::io::stderr().write_all(line.as_bytes()).unwrap();
 }
 
-/// The process that is killed: it merges, and each step waits for the guest's next flush.
+/// The process that is killed: it merges, and each step, or the first of some, waits for the guest's next flush.
 #[test]
 #[ignore = "run by the other test"]
 fn worker() {
     let folder = PathBuf::from(std::env::var_os("COWVHD_MERGE_DIR").unwrap());
     let first: u64 = std::env::var("COWVHD_MERGE_FIRST").unwrap().parse().unwrap();
+    let until = std::env::var_os("COWVHD_MERGE_ALL").is_none().then(|| layer(&folder, 0));
+    let steps_of_flush = if until.is_some() { 1 } else { STEPS };
     let disk = OpenOptions::new().open(&layer(&folder, LAYERS)).unwrap();
     let (flushed, step) = sync_channel(0);
     std::thread::scope(|scope| {
@@ -99,19 +105,31 @@ fn worker() {
             }
         });
         let step = step;
-        merge_running(disk, Some(&layer(&folder, 0)), &mut |_| {
-            step.recv().unwrap();
+        let mut steps = 0;
+        let merged = merge_running(disk, until.as_deref(), &mut |_| {
+            if steps % steps_of_flush == 0 {
+                step.recv().unwrap();
+            }
+            steps += 1;
             ControlFlow::Continue(())
-        })
-        .unwrap();
+        });
+        match merged {
+            // The one that was killed had come to its end.
+            Err(error) if until.is_none() && error.kind() == ErrorKind::InvalidInput => {}
+            merged => drop(merged.unwrap()),
+        }
     });
     disk.close().unwrap();
     say("merged\n");
 }
 
 /// What the guest says on standard error until it ends, or is killed after some flushes: its last flushed value, and whether it merged.
-fn run(folder: &Path, first: u64, kill_after: u64) -> (Option<u64>, bool) {
-    let mut child = Command::new(std::env::current_exe().unwrap())
+fn run(folder: &Path, all: bool, first: u64, kill_after: u64) -> (Option<u64>, bool) {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    if all {
+        command.env("COWVHD_MERGE_ALL", "yes");
+    }
+    let mut child = command
         .args(["worker", "--exact", "--ignored", "--nocapture"])
         .env("COWVHD_MERGE_DIR", folder)
         .env("COWVHD_MERGE_FIRST", first.to_string())
@@ -164,47 +182,109 @@ fn check(folder: &Path, before: &[u8], first: u64, flushed: Option<u64>) -> Vec<
     now
 }
 
-#[test]
-fn a_merge_of_30_layers_survives_20_kills() {
+/// A chain with another disk over one of its layers, and what must not change.
+struct Bench {
+    dir: tempfile::TempDir,
+    /// What the disk holds.
+    content: Vec<u8>,
+    foreign_content: Vec<u8>,
+    untouched: Vec<u32>,
+    flushes: u64,
+}
+
+impl Bench {
+    fn new(seed: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path();
+        let content = make(folder, seed);
+        let foreign = folder.join("clone.vhd");
+        CreateOptions::child_of(&layer(folder, LAYERS / 2)).create(&foreign).unwrap();
+        let disk = OpenOptions::new().open(&foreign).unwrap();
+        disk.write_at(&[0x77; 8192], 5 << 20).unwrap();
+        disk.close().unwrap();
+        let foreign_content = read(&foreign);
+        let mut bench = Bench { dir, content, foreign_content, untouched: Vec::new(), flushes: 0 };
+        bench.untouched = bench.sums();
+        bench
+    }
+
+    fn folder(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Of all other files, without the registry of children, which the merge changes.
+    fn sums(&self) -> Vec<u32> {
+        let layers = (0..LAYERS).map(|number| layer(self.folder(), number));
+        let sum = |path: PathBuf| {
+            let mut bytes = fs::read(path).unwrap();
+            bytes[64 << 10..256 << 10].fill(0);
+            crc32fast::hash(&bytes)
+        };
+        layers.chain([self.folder().join("clone.vhd")]).map(sum).collect()
+    }
+
+    /// Lets the layers be merged, by a process that is killed after so many flushes; whether it came to its end.
+    fn attempt(&mut self, all: bool, number: u64, kill_after: u64) -> bool {
+        let first = number << 40;
+        let (flushed, merged) = run(self.folder(), all, first, kill_after);
+        self.content = check(self.folder(), &self.content, first, flushed);
+        self.flushes += flushed.map_or(0, |flushed| (flushed - first) / WRITES + 1);
+        let foreign = read(&self.folder().join("clone.vhd"));
+        assert!(foreign == self.foreign_content, "a foreign child shows something else");
+        merged
+    }
+
+    /// The layers that are merged are not needed any more, but for the foreign child.
+    fn end(self, all: bool) {
+        assert_eq!(self.sums(), self.untouched, "a file that is none of ours changed");
+        let kept = if all { 0..0 } else { 0..LAYERS / 2 + 1 };
+        let gone = (0..LAYERS).filter(|number| !kept.contains(number));
+        gone.for_each(|number| fs::remove_file(layer(self.folder(), number)).unwrap());
+        assert!(read(&layer(self.folder(), LAYERS)) == self.content);
+    }
+}
+
+fn seed() -> u64 {
     let seed = std::env::var("COWVHD_SEED").map_or(0x30, |seed| seed.parse().unwrap());
     println!("COWVHD_SEED={seed}");
-    let dir = tempfile::tempdir().unwrap();
-    let folder = dir.path();
-    let mut content = make(folder, seed);
-    // Another disk over one of the layers.
-    let foreign = folder.join("clone.vhd");
-    CreateOptions::child_of(&layer(folder, LAYERS / 2)).create(&foreign).unwrap();
-    let disk = OpenOptions::new().open(&foreign).unwrap();
-    disk.write_at(&[0x77; 8192], 5 << 20).unwrap();
-    disk.close().unwrap();
-    let foreign_content = read(&foreign);
-    let untouched: Vec<PathBuf> =
-        (0..LAYERS).map(|number| layer(folder, number)).chain([foreign.clone()]).collect();
-    // All but the registry of children, which the merge changes.
-    let bytes = |path: &PathBuf| {
-        let mut bytes = fs::read(path).unwrap();
-        bytes[64 << 10..256 << 10].fill(0);
-        crc32fast::hash(&bytes)
-    };
-    let before: Vec<u32> = untouched.iter().map(bytes).collect();
+    seed
+}
 
-    let mut flushes = 0;
+#[test]
+fn a_merge_of_30_layers_survives_20_kills() {
+    let seed = seed();
+    let mut bench = Bench::new(seed);
     for attempt in 1.. {
-        let first = attempt << 40;
         let kill_after = if attempt <= KILLS { 1 + mixed(seed ^ attempt) % 14 } else { u64::MAX };
-        let (flushed, merged) = run(folder, first, kill_after);
-        content = check(folder, &content, first, flushed);
-        flushes += flushed.map_or(0, |flushed| (flushed - first) / WRITES + 1);
-        assert!(read(&foreign) == foreign_content, "a foreign child shows something else");
-        if merged {
+        if bench.attempt(false, attempt, kill_after) {
             assert!(attempt > KILLS, "merged after {attempt} attempts: too few kills");
             break;
         }
     }
-    let after: Vec<u32> = untouched.iter().map(bytes).collect();
-    assert_eq!(after, before, "a file that is none of ours changed");
-    // The merged layers are not needed any more, but for the foreign child.
-    (LAYERS / 2 + 1..LAYERS).for_each(|number| fs::remove_file(layer(folder, number)).unwrap());
-    assert!(read(&layer(folder, LAYERS)) == content);
-    println!("{KILLS} kills, {flushes} flushes verified");
+    println!("{KILLS} kills, {} flushes verified", bench.flushes);
+    bench.end(false);
+}
+
+/// With each kill later than the one before they come to all steps, those behind the last copy among them.
+#[test]
+fn a_merge_of_all_layers_survives_kills_at_any_step() {
+    let seed = seed() ^ 0xa11;
+    let mut bench = Bench::new(seed);
+    let (mut kills, mut kill_after) = (0, 0);
+    for attempt in 1.. {
+        kill_after += 1 + mixed(seed ^ attempt) % STRIDE;
+        if bench.attempt(true, attempt, kill_after) {
+            break;
+        }
+        kills += 1;
+    }
+    assert!(kills >= 4, "merged after {kills} kills: too few");
+    let disk = OpenOptions::new().read_only(true).open(&layer(bench.folder(), LAYERS)).unwrap();
+    assert_eq!(disk.disk_type(), DiskType::Dynamic);
+    drop(disk);
+    println!(
+        "{kills} kills, the last one due after {kill_after} flushes, {} flushes verified",
+        bench.flushes
+    );
+    bench.end(true);
 }

@@ -312,6 +312,42 @@ static PROGRAMS: &[Program] = &[
         ],
         faults: None,
     },
+    // What a layer holds is copied up, or shared, while a guest writes to the same units, and to blocks that are taken whole in the end.
+    Program {
+        name: "merge-writes",
+        shape: FOUR_BLOCKS_CHILD,
+        image: nothing,
+        before: |world| world.write(3, 9),
+        threads: &[
+            World::merge,
+            |world| (0..4).for_each(|block| world.write(block * BLOCK + 5, 6)),
+            |world| {
+                world.flush();
+                world.write(2 * BLOCK + 1, 20);
+                world.flush();
+            },
+        ],
+        faults: None,
+    },
+    // Blocks that are discarded meanwhile show nothing of the layers, also when these are gone.
+    Program {
+        name: "merge-discards",
+        shape: FOUR_BLOCKS_CHILD,
+        image: nothing,
+        before: |world| (0..2).for_each(|block| world.write(block * BLOCK, BLOCK)),
+        threads: &[
+            |world| {
+                world.merge();
+                world.flush();
+            },
+            |world| {
+                (0..3).for_each(|block| world.discard(block * BLOCK, BLOCK));
+                world.write(BLOCK + 8, 8);
+            },
+            |world| (0..4).for_each(|block| world.read(block * BLOCK + 6, 12)),
+        ],
+        faults: None,
+    },
     // A fixed disk, whose changes go to its file, gets blocks over it in the middle of them.
     Program {
         name: "snapshot-of-fixed",

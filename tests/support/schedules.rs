@@ -9,11 +9,12 @@
 use crate::crash::{Explorer, PATH, SECTOR, Shape, check_content, create, read_hot};
 use cowvhd::check::{Severity, check};
 use cowvhd::sim::{Bounds, CrashPoint, CrashState, FaultPlan, History, Rng, SimVfs, Underway};
-use cowvhd::snapshot::SnapshotName;
+use cowvhd::snapshot::{SnapshotName, merge_running};
 use cowvhd::{Disk, ErrorKind, OpenOptions, Result};
 use shuttle::scheduler::{PctScheduler, Schedule, Scheduler, Task, TaskId};
 use shuttle::{Config, FailurePersistence, MaxSteps, Runner};
 use std::fmt;
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -128,6 +129,13 @@ impl World {
                 self.snapshots.lock().unwrap().push(Snapshot { path, called, returned });
             }
             Err(error) => self.failed("a snapshot", error),
+        }
+    }
+
+    /// Merges all layers into the disk, beside whatever runs.
+    pub fn merge(&self) {
+        if let Err(error) = merge_running(&self.disk, None, &mut |_| ControlFlow::Continue(())) {
+            self.failed("a merge", error);
         }
     }
 
