@@ -329,3 +329,40 @@ fn the_tree_that_a_disk_is_part_of() {
     assert!(gone.2 && gone.4.contains("does not exist"), "{gone:?}");
     assert_eq!(found.len(), 4);
 }
+
+/// A disk over more parents than are asked one by one, half of which are its former leaves: each block is found where it is, also those
+/// that nobody has touched before, and the last one, which is cut by the end of the disk.
+#[test]
+fn a_running_disk_over_many_layers_of_its_own() {
+    const SIZE: u64 = 40 * (16 << 10) - 1024;
+    let vfs = SimVfs::new(4);
+    let shared = || Arc::new(vfs.clone());
+    let path = Path::new(LEAF);
+    CreateOptions::new(SIZE).test_geometry(16 << 10, 128 << 10).vfs(shared()).create(path).unwrap();
+    let open = || OpenOptions::new().vfs(shared()).open(path).unwrap();
+    let mut content = vec![0; SIZE as usize];
+    let mut disk = open();
+    for round in 0..40u64 {
+        if round == 20 {
+            disk.close().unwrap();
+            drop(disk);
+            disk = open();
+        }
+        // One unit, or a part of two, in blocks that come again in later rounds.
+        for at in [round * 14_848 % SIZE / 512 * 512, (round * 7 + 3) % 40 * (16 << 10)] {
+            let end = (at + 4096 + round % 3 * 512).min(SIZE);
+            content[at as usize..end as usize].fill(round as u8 + 1);
+            disk.write_at(&content[at as usize..end as usize], at).unwrap();
+        }
+        disk.snapshot(&SnapshotName::new(&format!("s{round}")).unwrap()).unwrap();
+    }
+    content[SIZE as usize - 512..].fill(99);
+    disk.write_at(&[99; 512], SIZE - 512).unwrap();
+    let mut found = vec![0xee; SIZE as usize];
+    disk.read_at(&mut found, 0).unwrap();
+    assert!(found == content, "running");
+    disk.close().unwrap();
+    drop(disk);
+    open().read_at(&mut found, 0).unwrap();
+    assert!(found == content, "opened again");
+}
