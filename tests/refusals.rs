@@ -122,27 +122,6 @@ fn a_parent_in_another_state() {
     assert_eq!(first_byte(&vfs, "/second.vhd"), 1);
 }
 
-/// A fixed disk has no seal; its length is noted.
-#[test]
-fn a_fixed_parent_of_another_length() {
-    let vfs = SimVfs::new(2);
-    create_by(Arc::new(vfs.clone()), CreateOptions::new(SIZE).fixed(), "/base.vhd").unwrap();
-    create_child(&vfs, "/child.vhd", "/base.vhd").unwrap();
-    options(&vfs).open(Path::new("/child.vhd")).unwrap().close().unwrap();
-    let bytes = vfs.content(Path::new("/base.vhd")).unwrap();
-    let mut footer = Footer::parse(&bytes[SIZE as usize..]).unwrap();
-    footer.current_size += 512;
-    let file = vfs.open(Path::new("/base.vhd"), Access::ReadWrite).unwrap();
-    file.write_at(&[&[0; 512][..], &footer.to_bytes()].concat(), SIZE).unwrap();
-    drop(file);
-    let words = [
-        "/child.vhd",
-        "its parent /base.vhd has 132096 bytes, and had 131584 when the image was made over it",
-    ];
-    let open = || options(&vfs).open(Path::new("/child.vhd"));
-    refused_unchanged(&vfs, open, ErrorKind::Corrupt, &words);
-}
-
 /// Layers that would be beneath themselves.
 #[test]
 fn a_parent_that_is_made_over_its_child() {
