@@ -377,6 +377,11 @@ pub fn judge(story: &Story, state: &CrashState, clock: u64, depth: u32) -> Resul
         if sealed_hash(&vfs, path) != *bytes {
             return Err(format!("O8: {} changed", path.display()));
         }
+        // Now that nobody has it open, nothing but the seal is in the way.
+        match options(&vfs).open(path) {
+            Err(error) if error.kind() == ErrorKind::Sealed => {}
+            other => return Err(format!("O8: {} can be written to: {other:?}", path.display())),
+        }
         let old = options(&vfs).read_only(true).open(path).map_err(|error| format!("O8: {error}"))?;
         if read_all(&old).map_err(|error| error.to_string())? != *content {
             return Err(format!("O8: {} shows something else", path.display()));
