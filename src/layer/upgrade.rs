@@ -256,6 +256,10 @@ impl Layer {
             // Under the dirty cookie: it is in another sector than the locators, and a torn header must not look clean.
             write_header(file, &self.place, &under_way, HeaderCookie::Dirty)
                 .map_err(failed("writing the dynamic header"))?;
+            // While it is under way it may spoil the page, and then the copies of the payloads are needed.
+            if !defect::active(Defect::UpgradeHeaderUnderWay) {
+                core.journal.sync(file)?;
+            }
         }
         file.write_durable_at(&front, 0).map_err(failed("writing the start of the file"))?;
         // The copies of the payloads have been of use; the footer may come to stand there.

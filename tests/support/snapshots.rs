@@ -344,7 +344,10 @@ pub fn judge(story: &Story, state: &CrashState, clock: u64, depth: u32) -> Resul
         }
         match options(&vfs).open(&path) {
             Err(error) if error.kind() == ErrorKind::Sealed || error.kind() == ErrorKind::InUse => {}
-            other => return Err(format!("O8: the snapshot {} can be written to: {other:?}", taken.name)),
+            Ok(_) => return Err(format!("O8: the snapshot {} can be written to", taken.name)),
+            Err(other) => {
+                return Err(format!("O8: the snapshot {} is refused otherwise: {other}", taken.name));
+            }
         }
         sealed.push((path.clone(), sealed_hash(&vfs, &path), content));
     }
@@ -380,7 +383,8 @@ pub fn judge(story: &Story, state: &CrashState, clock: u64, depth: u32) -> Resul
         // Now that nobody has it open, nothing but the seal is in the way.
         match options(&vfs).open(path) {
             Err(error) if error.kind() == ErrorKind::Sealed => {}
-            other => return Err(format!("O8: {} can be written to: {other:?}", path.display())),
+            Ok(_) => return Err(format!("O8: {} can be written to", path.display())),
+            Err(other) => return Err(format!("O8: {} is refused otherwise: {other}", path.display())),
         }
         let old = options(&vfs).read_only(true).open(path).map_err(|error| format!("O8: {error}"))?;
         if read_all(&old).map_err(|error| error.to_string())? != *content {
