@@ -99,8 +99,8 @@ defects! {
     UpgradeWithoutSync,
     /// An upgrade leaves the parent locators where it wipes the file, until the new headers count.
     UpgradeKeepsLocators,
-    /// An upgrade takes the copies of parent locators away while a write of the old headers may still spoil the new ones.
-    UpgradeHeaderUnderWay,
+    /// The first page of an upgraded image may be written to while its temporary journal still ends the file.
+    JournalOutlivesUpgrade,
     /// Entries count without a right CRC.
     EntryCrcUnchecked,
     /// A leaf that is sealed for a VM state gives its name away whether the state was committed or not.

@@ -59,7 +59,7 @@ const KNOWN: &[(Defect, &str)] = &[
     (Defect::MarkBeforeJournal, "packed:8"),
     (Defect::FirstPageNotKept, "packed-faulty:10"),
     (Defect::UpgradeWithoutSync, "packed:8"),
-    (Defect::UpgradeHeaderUnderWay, "foreign-child:119"),
+    (Defect::JournalOutlivesUpgrade, "foreign-child:104"),
     (Defect::NoCopyUp, "child:4"),
     (Defect::BitsNotJournaled, "child:4"),
     (Defect::ZerosDoNotHide, "child:4"),

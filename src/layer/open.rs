@@ -17,6 +17,7 @@ use super::session::{Session, Superblocks};
 use super::table::{self, Survey};
 use super::temporary::kept_ranges;
 use super::units::Units;
+use super::upgrade;
 use crate::defect::{self, Defect};
 use crate::error::{Error, Result};
 use crate::ext::{Lineage, Placement, Record, SessionId, feature};
@@ -388,6 +389,9 @@ impl Opening {
         let entries = table::entries(&bytes, &self.place);
         let survey = Survey::new(&self.path, &self.place, &entries, |_| self.headers.file_bytes)?;
         let foreign = self.foreign(&entries)?;
+        if upgrade::is_fresh(&superblocks.current) && !defect::active(Defect::JournalOutlivesUpgrade) {
+            self.end_upgrade(survey.fresh)?;
+        }
         superblocks.current.foreign_blocks |= foreign == Foreign::StructureChanged;
 
         if superblocks.current.lineage.is_sealed() {

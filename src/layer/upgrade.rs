@@ -29,6 +29,9 @@ use crate::vhd::{self, DynamicHeader, HeaderCookie, ParentLocator};
 use std::io;
 use std::path::Path;
 
+/// Of the second superblock of an upgraded image.
+const UPGRADED_SEQUENCE: u64 = 2;
+
 /// Upgrades the image at `path`; false where there is nothing to do, since it has a private area.
 pub(crate) fn upgrade(vfs: Arc<dyn Vfs>, path: &Path) -> Result<bool> {
     // What is left of an upgrade that was cut, or of a session.
@@ -109,6 +112,21 @@ impl Opening {
         Ok(put_locators(&mut self.decision.header, payloads, start))
     }
 
+    /// Does again what comes last in an upgrade. It may have been cut there, or be in the cache alone: then the temporary journal
+    /// still ends the file, and would count again if the first page were spoiled. `fresh` is the first slot behind the last block.
+    /// Durable on return.
+    pub(super) fn end_upgrade(&self, fresh: u64) -> Result<()> {
+        let footer = self.decision.footer.to_bytes();
+        self.file
+            .write_all_at(&footer, self.place.slot_offset(fresh))
+            .map_err(self.io("writing the footer"))?;
+        self.sync()?;
+        self.file
+            .set_len(self.place.file_bytes(fresh))
+            .map_err(self.io("cutting the file behind its last block"))?;
+        self.sync()
+    }
+
     /// After an upgrade that was cut before it counted: the superblocks that it wrote must not come to count when the image is
     /// closed. Not durable on return.
     pub(super) fn wipe_cut_upgrade(&self, entries: &[u32]) -> Result<()> {
@@ -131,6 +149,11 @@ impl Opening {
         }
         Ok(())
     }
+}
+
+/// Whether a superblock is what an upgrade has written: no session has been since.
+pub(super) fn is_fresh(superblock: &Superblock) -> bool {
+    superblock.sequence <= UPGRADED_SEQUENCE && superblock.foreign_blocks
 }
 
 /// The payload of each parent locator that is in use, by its number, padded to a page.
@@ -210,7 +233,7 @@ impl Layer {
         let entries = core.journal.table();
         let modified = self.vfs.now();
         let superblock = Superblock {
-            sequence: 2,
+            sequence: UPGRADED_SEQUENCE,
             incompatible: 0,
             state: State::Clean,
             sync_failed: core.superblocks.current.sync_failed,
@@ -231,7 +254,7 @@ impl Layer {
             },
             ..core.superblocks.current
         };
-        let first = Superblock { sequence: 1, ..superblock };
+        let first = Superblock { sequence: UPGRADED_SEQUENCE - 1, ..superblock };
         let mut table: Vec<u8> = entries.iter().flat_map(|entry| entry.to_be_bytes()).collect();
         table.resize(table.len().next_multiple_of(PAGE_BYTES as usize), 0xff);
         let mut front = pair_bytes(&footer, &header).to_vec();
@@ -256,10 +279,6 @@ impl Layer {
             // Under the dirty cookie: it is in another sector than the locators, and a torn header must not look clean.
             write_header(file, &self.place, &under_way, HeaderCookie::Dirty)
                 .map_err(failed("writing the dynamic header"))?;
-            // While it is under way it may spoil the page, and then the copies of the payloads are needed.
-            if !defect::active(Defect::UpgradeHeaderUnderWay) {
-                core.journal.sync(file)?;
-            }
         }
         file.write_durable_at(&front, 0).map_err(failed("writing the start of the file"))?;
         // The copies of the payloads have been of use; the footer may come to stand there.
@@ -270,6 +289,9 @@ impl Layer {
             .map_err(failed("writing the footer"))?;
         core.journal.sync(file)?;
         file.set_len(place.file_bytes(fresh)).map_err(failed("cutting the file behind its last block"))?;
+        if !defect::active(Defect::JournalOutlivesUpgrade) {
+            core.journal.sync(file)?;
+        }
         file.set_modified(modified).map_err(failed("setting the modification time"))
     }
 }
