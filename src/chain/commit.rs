@@ -181,7 +181,8 @@ pub(crate) fn remove_child(vfs: &dyn Vfs, leaf: &Leaf, name: &SnapshotName, id: 
     sync_folder(vfs, leaf)
 }
 
-fn snapshot_name(lineage: &Lineage) -> Option<SnapshotName> {
+/// The name of the snapshot that a layer says it is, or that is under way.
+pub(crate) fn snapshot_name(lineage: &Lineage) -> Option<SnapshotName> {
     SnapshotName::new(std::str::from_utf8(lineage.snapshot.as_bytes()).ok()?).ok()
 }
 

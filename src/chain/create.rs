@@ -104,13 +104,13 @@ fn parent_shape(
 /// seal is taken away again.
 fn check_settled(vfs: &dyn Vfs, path: &Path, image: &ParentImage) -> Result<()> {
     let lineage = image.lineage().unwrap_or_default();
-    let leaf = Leaf::resolve(vfs, path)?;
+    let leaf = || Leaf::resolve(vfs, path);
     let is_settled = match image.is_fixed() {
-        true => unfinished_over_fixed(vfs, &leaf, image.unique_id())?.is_empty(),
+        true => unfinished_over_fixed(vfs, &leaf()?, image.unique_id())?.is_empty(),
         false => {
             !lineage.is_sealed()
                 || lineage.child_id.is_zero()
-                || lineage.leaf_name.as_bytes() != leaf.name().as_encoded_bytes()
+                || lineage.leaf_name.as_bytes() != leaf()?.name().as_encoded_bytes()
         }
     };
     if is_settled {

@@ -13,7 +13,7 @@
 //! | fixed, nobody may write to it | nowhere | refused |
 //! | the child | itself | committed: the note goes |
 
-use super::commit::{remove_child, sync_folder};
+use super::commit::{remove_child, snapshot_name, sync_folder};
 use super::leaf::{Leaf, SnapshotName};
 use crate::defect::{self, Defect};
 use crate::error::{Error, Result};
@@ -29,8 +29,7 @@ pub(super) fn settle_fixed(vfs: &dyn Vfs, image: &LockedImage) -> Result<()> {
     let leaf = Leaf::resolve(vfs, path)?;
     let left = unfinished_over_fixed(vfs, &leaf, image.footer().unique_id)?;
     if left.is_empty() {
-        let protected = file.is_read_only();
-        return match protected.map_err(|error| Error::io(path, "asking who may write to the file", error))? {
+        return match layer::is_protected(file, path)? {
             true => Err(layer::fixed_refusal(path)),
             false => Ok(()),
         };
@@ -73,7 +72,7 @@ pub(crate) fn unfinished_over_fixed(
         let is_child = decision.footer.disk_type == DiskType::Differencing
             && decision.header.parent_unique_id == id
             && lineage.parent_id == id;
-        let name = SnapshotName::new(std::str::from_utf8(lineage.snapshot.as_bytes()).ok()?).ok()?;
+        let name = snapshot_name(&lineage)?;
         let is_here = [leaf.snapshot(&name), leaf.waiting_child(&name)].iter().any(|place| place == path);
         (is_child && is_here && is_noted_in_child(&lineage, child)).then_some((name, child))
     };

@@ -31,7 +31,8 @@ mod runs;
 mod source;
 
 pub(crate) use commit::{
-    exchange, open_for_maintenance, open_leaf, remove_child, sync_folder, with_recovered_layers,
+    exchange, open_for_maintenance, open_leaf, remove_child, snapshot_name, sync_folder,
+    with_recovered_layers,
 };
 pub(crate) use create::{create_child, register, seal_parent, unregister};
 pub(crate) use decision::{commit_if_sealed, decide};

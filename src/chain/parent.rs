@@ -49,11 +49,9 @@ impl ParentImage {
         layer::lock(&*file, path, Access::ReadOnly)?;
         if let Some(footer) = layer::fixed_footer(&*file, path)? {
             let file_bytes = footer.current_size + Footer::SIZE as u64;
-            let is_protected = file.is_read_only();
             return Ok(ParentImage {
                 path: path.to_path_buf(),
-                is_protected: is_protected
-                    .map_err(|error| Error::io(path, "asking who may write to the file", error))?,
+                is_protected: layer::is_protected(&*file, path)?,
                 file,
                 pooled: None,
                 file_bytes,

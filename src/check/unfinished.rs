@@ -62,8 +62,7 @@ fn under_way(image: &Image, leaf: &Leaf) -> Option<SnapshotName> {
     // Of a child over a fixed disk that has its place the note need only go.
     let is_begun =
         lineage.has_snapshot_under_way() && !chain::is_noted_in_child(&lineage, decision.footer.unique_id);
-    let name = std::str::from_utf8(lineage.snapshot.as_bytes()).ok()?;
-    SnapshotName::new(name).ok().filter(|_| is_sealed_here || is_begun)
+    chain::snapshot_name(&lineage).filter(|_| is_sealed_here || is_begun)
 }
 
 /// The same of a fixed disk, and its child, which says so.

@@ -84,13 +84,18 @@ pub(crate) fn set_protected(file: &dyn File, path: &Path, protected: bool) -> Re
     let io = |operation: &'static str| move |error| Error::io(path, operation, error);
     file.set_read_only(protected).map_err(io("changing who may write to the file"))?;
     file.sync_all().map_err(io("making durable who may write to the file"))?;
-    let stays = file.is_read_only().map_err(io("asking who may write to the file"))?;
+    let stays = is_protected(file, path)?;
     if protected && !stays {
         let what = "its file system does not keep a file from being written to, and a fixed disk has no other protection: copy \
                     it into a dynamic disk (`cowvhd convert`) and use the copy";
         return Err(Error::Unsupported { path: path.to_path_buf(), what: what.into() });
     }
     Ok(())
+}
+
+/// Whether nobody may write to a fixed disk, as its file's mode says.
+pub(crate) fn is_protected(file: &dyn File, path: &Path) -> Result<bool> {
+    file.is_read_only().map_err(|error| Error::io(path, "asking who may write to the file", error))
 }
 
 /// Why a fixed disk that is protected is not opened for writing.

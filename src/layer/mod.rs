@@ -38,7 +38,9 @@ pub(crate) use below::{Below, Nothing, Stored};
 pub(crate) use copies::ends_short;
 pub(crate) use create::{CreateParameters, NewImage, ParentLink, create};
 pub(crate) use fill::least_shared;
-pub(crate) use fixed::{Fixed, FixedEnd, create_fixed, fixed_footer, fixed_refusal, set_protected};
+pub(crate) use fixed::{
+    Fixed, FixedEnd, create_fixed, fixed_footer, fixed_refusal, is_protected, set_protected,
+};
 pub(crate) use headers::{
     Condition, Decision, HEADER_OFFSET, Headers, MAX_RING_BYTES, MIN_RING_BYTES, pair_bytes, temporary_head,
 };

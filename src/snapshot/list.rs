@@ -52,9 +52,7 @@ pub fn list(options: &OpenOptions, path: &Path) -> Result<Vec<Listed>> {
         let lineage = image.lineage().unwrap_or_default();
         let name = match image.is_fixed() {
             true => chain::snapshot_of(&leaf.path(), &file_name),
-            false => std::str::from_utf8(lineage.snapshot.as_bytes())
-                .ok()
-                .and_then(|name| SnapshotName::new(name).ok()),
+            false => chain::snapshot_name(&lineage),
         };
         let Some(name) = name else { continue };
         // A copy under another name is a snapshot of nothing.

@@ -85,9 +85,7 @@ impl Look {
     fn new(file: Arc<dyn File>, path: &Path) -> Result<Self> {
         let path = path.to_path_buf();
         if let Some(footer) = layer::fixed_footer(&*file, &path)? {
-            let is_sealed = file.is_read_only();
-            let is_sealed =
-                is_sealed.map_err(|error| Error::io(&path, "asking who may write to the file", error))?;
+            let is_sealed = layer::is_protected(&*file, &path)?;
             let (header, lineage, sealed_at) = (None, Lineage::default(), None);
             return Ok(Look { path, file, footer, header, lineage, sealed_at, is_sealed });
         }
