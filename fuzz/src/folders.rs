@@ -17,7 +17,7 @@ use crate::mutation;
 use cowvhd::check::{check, check_chain};
 use cowvhd::sim::{CrashState, SimVfs};
 use cowvhd::snapshot::{self, Checkpoint, SnapshotName};
-use cowvhd::vfs::Vfs;
+use cowvhd::vfs::{Access, Vfs};
 use cowvhd::{CreateOptions, Disk, OpenOptions, Result};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -30,6 +30,8 @@ const BLOCKS: u64 = 5;
 const SIZE: u64 = BLOCKS * BLOCK_BYTES as u64;
 const SECTOR: u64 = 512;
 const STEPS: usize = 24;
+/// A file that an earlier change made longer than this is not copied.
+const MOST_COPIED: u64 = 64 << 20;
 /// Names that steps take snapshots by; the bases have the first two.
 const NAMES: [&str; 4] = ["s1", "s2", "s3", "s4"];
 
@@ -61,6 +63,10 @@ fn hashes(vfs: &SimVfs) -> Vec<(PathBuf, Option<u64>)> {
     vfs.paths().into_iter().map(|path| (path.clone(), vfs.content_hash(&path))).collect()
 }
 
+fn length(vfs: &SimVfs, path: &Path) -> u64 {
+    vfs.open(path, Access::ReadOnly).and_then(|file| file.length()).unwrap_or(0)
+}
+
 /// One change of one file, or of the names in the folder.
 fn change(vfs: &SimVfs, input: &mut Input) {
     let paths = vfs.paths();
@@ -74,7 +80,7 @@ fn change(vfs: &SimVfs, input: &mut Input) {
         0 => drop(vfs.remove(path)),
         1 => drop(vfs.exchange(path, other)),
         2 => drop(vfs.rename(path, other)),
-        3 if path != other => {
+        3 if path != other && length(vfs, path) <= MOST_COPIED => {
             let content = vfs.content(path).unwrap_or_default();
             if let Ok(file) = vfs.remove(other).and_then(|()| vfs.create_new(other)) {
                 let _ = file.write_at(&content, 0);
