@@ -52,7 +52,7 @@ impl FileState {
 
     fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         const EIO: i32 = 5;
-        let end = offset + buf.len() as u64;
+        let end = offset.saturating_add(buf.len() as u64);
         match self.unreadable.iter().any(|bad| bad.start < end && offset < bad.end) {
             true => Err(io::Error::from_raw_os_error(EIO)),
             false => Ok(self.cache.read(buf, offset)),
