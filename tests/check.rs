@@ -67,6 +67,17 @@ impl Bench {
         report
     }
 
+    /// Another program adds a block at the end; returns where its bitmap is.
+    fn add_block(&self, block: u64, bitmap: &[u8; 512], data: &[u8]) -> u64 {
+        let end = fs::metadata(&self.path).unwrap().len() - 512;
+        let footer = self.read(end, 512);
+        self.write(bitmap, end);
+        self.write(data, end + 512);
+        self.write(&footer, end + 512 + 2 * MIB);
+        self.write(&((end / 512) as u32).to_be_bytes(), TABLE + block * 4);
+        end
+    }
+
     fn codes(&self) -> Vec<Code> {
         self.check().codes().map(|(code, _)| code).collect()
     }
@@ -286,17 +297,33 @@ fn a_gap_in_front_of_a_block_of_another_program_is_a_leak_if_a_block_would_fit()
         let bench = Bench::image();
         let end = fs::metadata(&bench.path).unwrap().len() - 512;
         let footer = bench.read(end, 512);
-        let block = end + gap;
-        bench.write(&vec![0x55; gap as usize], end);
-        bench.write(&[0xff; 512], block);
-        bench.write(&[7; 4096], block + 512);
-        bench.write(&footer, block + 512 + 2 * MIB);
-        bench.write(&((block / 512) as u32).to_be_bytes(), TABLE + 7 * 4);
+        bench.write(&[&vec![0x55; gap as usize], footer.as_slice()].concat(), end);
+        bench.add_block(7, &[0xff; 512], &[7; 4096]);
         let report = bench.check();
         assert_eq!(report.count(Code::LeakedSpace), leaks, "{gap}: {:?}", report.findings());
         let place = report.findings().iter().find(|finding| finding.code == Code::LeakedSpace);
         assert_eq!(place.and_then(|place| place.offset), (leaks > 0).then_some(end));
         assert_eq!(report.leaked_bytes, leaks * 2 * MIB);
+    }
+}
+
+/// A sector with a clear bit reads as zeros here, and as what is there elsewhere: the first one that differs is named, however far
+/// behind the first clear bit; what stands beneath set bits is nobody's business.
+#[test]
+fn data_beneath_clear_bits_is_named_by_its_first_sector() {
+    for (hidden, found) in [(vec![16], Some(16)), (vec![4095, 316], Some(316)), (vec![15], None)] {
+        let bench = Bench::image();
+        let mut bitmap = [0; 512];
+        bitmap[..2].fill(0xff);
+        let mut data = vec![0; 2 << 20];
+        data[..16 * 512].fill(9);
+        hidden.iter().for_each(|sector| data[sector * 512 + 7] = 1);
+        let at = bench.add_block(5, &bitmap, &data);
+        let report = bench.check();
+        let finding = report.findings().iter().find(|finding| finding.code == Code::BitmapHidden);
+        let what = found.map(|sector| format!("block 5: sector {sector} of it is not zero"));
+        assert_eq!(finding.map(|finding| finding.what.clone()), what, "{:?}", report.findings());
+        assert_eq!(finding.and_then(|finding| finding.offset), found.map(|_| at));
     }
 }
 

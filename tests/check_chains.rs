@@ -5,11 +5,11 @@
 #[path = "support/hostile_chains.rs"]
 mod hostile_chains;
 
-use cowvhd::check::{ChainReport, Code, Consent, Severity, check_chain, plan, relink, undo};
+use cowvhd::check::{ChainReport, Code, Consent, Finding, Severity, check_chain, plan, relink, undo};
 use cowvhd::vfs::{Access, HostVfs, LockMode, Vfs};
 use cowvhd::vhd::{Footer, Timestamp};
 use cowvhd::{CreateOptions, ErrorKind, OpenOptions};
-use hostile_chains::{Case, Outcome, add_block, cases, child_made_elsewhere, layers};
+use hostile_chains::{Case, Outcome, add_block, cases, child_made_elsewhere, damaged_layers, layers};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -98,6 +98,59 @@ fn every_chain_is_found_out_and_mended_or_refused() {
         .map(|case| case.name)
         .collect();
     assert!(failed.is_empty(), "{failed:#?}");
+}
+
+/// What all chains are said to have, layer by layer and word by word. `COWVHD_TEST_WRITE=1` writes it again: read the difference.
+#[test]
+fn every_chain_is_described_in_the_same_words() {
+    let mut said = String::new();
+    for case in cases().iter().filter(|case| case.code != Code::ChainTooDeep) {
+        let dir = tempfile::tempdir().unwrap();
+        (case.build)(dir.path());
+        said.push_str(&format!("\n{}\n", case.name));
+        for layer in checked(&dir.path().join("disks/disk.vhd")).layers() {
+            said.push_str(&format!("  {}\n", layer.path.file_name().unwrap().display()));
+            for Finding { code, structure, offset, what, .. } in layer.findings() {
+                let at = offset.map_or(String::new(), |at| format!(" at {at}"));
+                let what = what.replace(dir.path().to_str().unwrap(), "");
+                said.push_str(&format!("    {code}: {structure}{at}: {}\n", nameless(&what)));
+            }
+        }
+    }
+    let expected = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/hostile_chains.txt");
+    if std::env::var_os("COWVHD_TEST_WRITE").is_some() {
+        fs::write(&expected, &said).unwrap();
+    }
+    let expected = include_str!("support/hostile_chains.txt");
+    for (number, (found, expected)) in (1..).zip(said.lines().zip(expected.lines())) {
+        let hint = "COWVHD_TEST_WRITE=1 writes it again, and the difference is to be read";
+        assert_eq!(found, expected, "line {number} of tests/support/hostile_chains.txt; {hint}");
+    }
+    assert_eq!(said.len(), expected.len(), "bytes of tests/support/hostile_chains.txt");
+}
+
+/// Without ids and times of this run.
+fn nameless(what: &str) -> String {
+    let drawn = |word: &str| {
+        let dashes = word.matches('-').count();
+        dashes == 4 && word.len() > 30 || dashes == 2 && word.matches(':').count() == 2
+    };
+    what.split(' ').map(|word| if drawn(word) { "…" } else { word }).collect::<Vec<_>>().join(" ")
+}
+
+/// Of all layers together no more than 2,000 findings are kept; the others are counted.
+#[test]
+fn findings_of_a_chain_are_bounded_and_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    damaged_layers(dir.path(), 50);
+    let chain = checked(&dir.path().join("disk.vhd"));
+    let counted: u64 = chain.layers().iter().map(|layer| layer.count(Code::BatRange)).sum();
+    assert_eq!(counted, 50 * 64, "{}", text(&chain));
+    // That its parent is missing is said of the last besides.
+    let mut kept: Vec<usize> = chain.layers().iter().map(|layer| layer.findings().len()).collect();
+    assert_eq!(kept.pop(), Some(1));
+    assert_eq!(kept.iter().sum::<usize>(), 2000, "{kept:?}");
+    assert_eq!(kept.last(), Some(&0), "{kept:?}");
 }
 
 /// docs/check.md has a row for each.

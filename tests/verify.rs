@@ -113,6 +113,13 @@ fn crcs_are_written_once_and_prove_the_data() {
         assert!(verified.coverage()[1..].iter().all(|coverage| coverage.unproven_bytes == 0));
     }
     assert_eq!(written(&bench.verify(true)), [0, 0, 0]);
+    let mut progress = Vec::new();
+    verify(&OpenOptions::new(), &bench.path("vm.vhd"), false, &mut |done, all| {
+        progress.push((done, all));
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert_eq!(progress, [(2 * BLOCK, 2 * BLOCK), (3 * BLOCK, 3 * BLOCK)], "one batch of each sealed layer");
     assert_eq!(check(Arc::new(HostVfs), &bench.path("vm@first.vhd")).unwrap().worst(), None);
 }
 
@@ -187,6 +194,35 @@ fn a_parent_that_still_has_it_is_named() {
             true => assert!(finding.what.ends_with("vm@first.vhd still has them"), "{finding:?}"),
         }
     }
+}
+
+/// A parent that is a child itself holds what its bitmap says, unit by unit: what stands beneath a clear bit is not what was there,
+/// even if it is the same.
+#[test]
+fn a_parent_has_the_units_that_its_bitmap_says() {
+    let bench = Bench { dir: tempfile::tempdir().unwrap() };
+    CreateOptions::new(32 * MIB).create(&bench.path("vm.vhd")).unwrap();
+    let disk = OpenOptions::new().open(&bench.path("vm.vhd")).unwrap();
+    let (held, clear) = (3 * BLOCK + 5 * 4096, 3 * BLOCK + 2 * 4096);
+    for (name, units) in [("first", &[][..]), ("second", &[held]), ("third", &[held, clear])] {
+        for &at in units {
+            disk.write_at(&if at == held { pattern(4096, 5) } else { vec![0; 4096] }, at).unwrap();
+        }
+        disk.snapshot(&SnapshotName::new(name).unwrap()).unwrap();
+    }
+    disk.close().unwrap();
+    bench.verify(true);
+    for unit in [5, 2] {
+        bench.write("vm@third.vhd", &[0xee; 100], SLOTS + 4096 + unit * 4096);
+    }
+    let verified = bench.verify(false);
+    let findings = verified.chain().layers()[1].findings();
+    let said = |at: u64| {
+        let finding = findings.iter().find(|finding| finding.guest == Some(at..at + 4096));
+        finding.unwrap_or_else(|| panic!("{findings:?}")).what.clone()
+    };
+    assert!(said(held).ends_with("vm@second.vhd still has them"), "{findings:?}");
+    assert!(said(clear).ends_with("no parent has them"), "{findings:?}");
 }
 
 #[test]

@@ -475,3 +475,27 @@ impl Compared {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of very much damage the places of the first are kept; more of it is counted, and costs no memory.
+    #[test]
+    fn damage_is_kept_to_a_bound_and_counted() {
+        let place = Placement::new(16, 2 << 20, PAGE_BYTES);
+        let word = Word { value: Some(1), is_present: true, is_unit: true };
+        let mut compared = Compared::default();
+        for unit in 0..LOOKED_FOR as u64 + 3 {
+            compared.add_damage(&place, 0, 8, unit, 7, &word);
+        }
+        let [damage] = compared.damages.as_slice() else { panic!("{}", compared.damages.len()) };
+        // What follows on the last place belongs to it, though its words are not kept: no parent is asked for a part of it.
+        assert_eq!(damage.guest, 0..(LOOKED_FOR as u64 + 3) * PAGE_BYTES);
+        assert_eq!((damage.expected.len(), compared.uncounted), (LOOKED_FOR, 0));
+        for unit in [LOOKED_FOR as u64 + 4, LOOKED_FOR as u64 + 6] {
+            compared.add_damage(&place, 0, 8, unit, 7, &word);
+        }
+        assert_eq!((compared.damages.len(), compared.uncounted), (1, 2));
+    }
+}

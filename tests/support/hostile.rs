@@ -312,6 +312,18 @@ fn footers() -> Vec<Case> {
             foreign(path);
             patch_footers(path, 84, &[1]);
         }),
+        case("reserved bytes of the footer", Code::ReservedBytes, Sound, |path| {
+            foreign(path);
+            patch_footers(path, 85, &[1]);
+        }),
+        case("reserved bytes of the header", Code::ReservedBytes, Sound, |path| {
+            foreign(path);
+            patch_header(path, 60, &[1]);
+        }),
+        case("a backup of something else", Code::BackupOutdated, Sound, |path| {
+            ours(path);
+            patch::<512>(path, 12288, 28, b"else", 64);
+        }),
         case("footers that disagree, each with a right checksum", Code::FootersDiffer, Repaired, |path| {
             foreign(path);
             patch::<512>(path, length(path) - 512, 48, &(SIZE - 512).to_be_bytes(), 64);
@@ -458,6 +470,8 @@ fn bitmaps() -> Vec<Case> {
             patch_footers(path, 48, &(3 * BLOCK + 512_u64).to_be_bytes());
             write(path, &[0x80, 0x01], FIRST_BLOCK + 2 * STRIDE);
             write(path, &[0; 14], FIRST_BLOCK + 2 * STRIDE + 2);
+            // The last bit that there is room for.
+            write(path, &[0x01], FIRST_BLOCK + 2 * STRIDE + 511);
             write(path, &vec![0; BLOCK as usize - 512], FIRST_BLOCK + 2 * STRIDE + 1024);
         }),
         case("wrong CRC of a block header", Code::BlockHeader, Preened, |path| {

@@ -7,7 +7,7 @@ use cowvhd::vhd::{DiskType, DynamicHeader, Footer, ParentLocator, PlatformCode, 
 use cowvhd::{CreateOptions, OpenOptions};
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const SIZE: u64 = 1 << 20;
@@ -98,18 +98,31 @@ impl Image {
     }
 }
 
-/// So many layers, of which the last lacks its parent; the disk is `disk.vhd`.
-pub fn layers(folder: &Path, count: u32) {
+/// So many layers, of which the last lacks its parent; the disk is `disk.vhd`. Returns them, the disk first.
+pub fn layers(folder: &Path, count: u32) -> Vec<PathBuf> {
+    layers_of(folder, count, BLOCK.into())
+}
+
+/// The same of disks of 64 blocks, each of which is said to be far behind the end of its file.
+pub fn damaged_layers(folder: &Path, count: u32) {
+    for path in layers_of(folder, count, 64 * u64::from(BLOCK)) {
+        File::options().write(true).open(path).unwrap().write_all_at(&[0x7f; 4 * 64], TABLE).unwrap();
+    }
+}
+
+fn layers_of(folder: &Path, count: u32, size: u64) -> Vec<PathBuf> {
     let id = |depth: u32| {
         let mut id = [1; 16];
         id[..4].copy_from_slice(&depth.to_be_bytes());
         id
     };
-    for depth in 0..count {
-        let name = if depth == 0 { "disk.vhd".into() } else { format!("{depth}.vhd") };
-        let image = Image { size: BLOCK.into(), ..Image::over(1, 1, &format!("{}.vhd", depth + 1)) };
-        image.write_as(id(depth), id(depth + 1), &folder.join(name));
-    }
+    let write = |depth| {
+        let path = folder.join(if depth == 0 { "disk.vhd".into() } else { format!("{depth}.vhd") });
+        let image = Image { size, ..Image::over(1, 1, &format!("{}.vhd", depth + 1)) };
+        image.write_as(id(depth), id(depth + 1), &path);
+        path
+    };
+    (0..count).map(write).collect()
 }
 
 /// `disk.vhd` of another program over `base.vhd` of any, which it saw change at `stamp`.
