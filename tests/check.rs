@@ -244,6 +244,10 @@ fn findings_are_bounded_and_counted() {
     bench.write(&[0; 512], 4096);
     let report = bench.check();
     assert_eq!(report.count(Code::BatMetadata), 2048);
+    let by_severity = [Severity::Note, Severity::Leak, Severity::Risk, Severity::Corruption];
+    let counted = by_severity.map(|severity| report.count_severity(severity));
+    assert_eq!(counted.iter().sum::<u64>(), report.codes().map(|(_, count)| count).sum::<u64>());
+    assert!(counted[3] >= 2048, "{counted:?}");
     assert!(report.findings().len() < 100);
 }
 

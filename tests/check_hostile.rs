@@ -414,6 +414,12 @@ fn a_slot_named_twice_is_left_alone_without_consent() {
     let repaired = repair(Arc::new(HostVfs), &path, Consent::Safe, &saved).unwrap();
     assert!(!repaired.changes(), "{:?}", repaired.steps);
     assert!(fs::read(&path).unwrap() == before);
+    // With consent the block whose header stands there keeps it, and nothing is copied.
+    let repaired = repair(Arc::new(HostVfs), &path, Consent::All, &saved).unwrap();
+    let what = "clear the entries of block 5, which read as zeros then";
+    let steps: Vec<&str> = repaired.steps.iter().map(|step| step.what.as_str()).collect();
+    assert_eq!(steps.first(), Some(&what), "{steps:?}");
+    assert!(repaired.is_sound(), "{:?}", repaired.after.findings());
 }
 
 /// The same of a block of that program itself: it has no header, so each of the two gets what is there.

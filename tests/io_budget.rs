@@ -9,6 +9,7 @@
 #![cfg(feature = "sim")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use cowvhd::check::{Consent, repair};
 use cowvhd::sim::{Counts, SimVfs};
 use cowvhd::vfs::Vfs;
 use cowvhd::{CreateOptions, Disk, OpenOptions, ZeroMode};
@@ -18,6 +19,9 @@ use std::sync::Arc;
 
 const GIB: u64 = 1 << 30;
 const BLOCK: u64 = 2 << 20;
+const TABLE: u64 = 3 << 20;
+const SLOTS: u64 = 7 << 20;
+const STRIDE: u64 = BLOCK + 4096;
 const SMALL: [u8; 4096] = [0xa5; 4096];
 /// So many small requests are more data than a flush puts into the journal.
 const MANY: u64 = 64;
@@ -422,4 +426,38 @@ fn a_new_block_of_a_differencing_disk_costs_no_more_and_bits_in_an_old_one_an_im
         (MANY + 1, 4, 3),
         "one entry holds the images"
     );
+}
+
+/// A repair saves what a step replaces with one write of each run and one sync, not page by page; an open that recovers the image is one
+/// step. All that it saves is what changes.
+#[test]
+fn a_repair_saves_what_a_step_replaces_at_once() {
+    let repaired = |closed: bool, damage: &[(u64, usize)]| {
+        let Guest { vfs, disk } = Guest::with_blocks();
+        match closed {
+            true => disk.close().unwrap(),
+            false => {
+                // Of blocks that have their page in place already.
+                (0..MANY).for_each(|block| disk.write_at(&SMALL, block * BLOCK + 8192).unwrap());
+                disk.flush().unwrap();
+            }
+        }
+        drop(disk);
+        damage.iter().for_each(|&(at, length)| vfs.corrupt(Path::new(PATH), at, &vec![0; length]));
+        let shared = || Arc::new(vfs.clone());
+        let before = vfs.counts();
+        let undo = Path::new("/undo");
+        let repaired = repair(shared(), Path::new(PATH), Consent::All, undo).unwrap();
+        assert!(repaired.is_sound(), "{:?}", repaired.after.findings());
+        let after = vfs.counts();
+        let saved = vfs.content(undo).unwrap().len();
+        (repaired.steps.len(), after.syncs - before.syncs, after.writes - before.writes, saved)
+    };
+    // Steps, syncs, writes, and bytes of the undo file: header, records and their ends in pages of 4 KiB.
+    let slots: Vec<_> = (0..MANY).map(|slot| (SLOTS + slot * STRIDE, 4096)).collect();
+    assert_eq!(repaired(true, &[(TABLE, 4096)]), (2, 10, 12, 49184), "a page of the table");
+    assert_eq!(repaired(true, &slots), (3, 12, 142, 57376), "all block pages");
+    assert_eq!(repaired(false, &[]), (2, 13, 142, 36896), "not closed");
+    assert_eq!(repaired(false, &[(4096, 4096)]), (2, 13, 144, 32800), "not closed, a superblock");
+    assert_eq!(repaired(false, &[(TABLE, 4096)]), (5, 18, 146, 40992), "not closed, a page of the table");
 }
