@@ -98,3 +98,47 @@ pub(super) fn scan(file: &dyn File, path: &Path, place: &Placement, disk_id: Uni
     }
     Ok(FoundSlots { by_block })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Blocks 0, 1 and 2 are in slots 1, 3 and 0 of a file with five slots; where another entry stands, what it names decides.
+    #[test]
+    fn an_entry_that_names_a_free_place_off_the_grid_is_another_programs() {
+        let place = Placement::new(8, 2 << 20, 128 << 10);
+        let slot = |index| place.slot_entry(index).unwrap();
+        let mut by_block = vec![None; 8];
+        for (block, index) in [(0, 1), (1, 3), (2, 0)] {
+            by_block[block] = Some(Found { slot: slot(index), allocation: block as u64 + 1 });
+        }
+        let found = FoundSlots { by_block };
+        assert_eq!(found.holders(), HashMap::from([(slot(1), 0), (slot(3), 1), (slot(0), 2)]));
+        // With a sector of the footer.
+        let file_bytes = place.slot_offset(5) + vhd::SECTOR;
+        let explained = |entry: u32| {
+            let mut table = found.table(&place);
+            table[5] = entry;
+            found.explain(&table, &place, file_bytes)
+        };
+        assert!(found.explain(&found.table(&place), &place, file_bytes));
+        let entry = |at: u64| (at / vhd::SECTOR) as u32;
+        // Slot 2 is free from its start to that of slot 3: what stands there, and not where a block of ours would, was moved there.
+        let free = place.slot_offset(2);
+        assert!(!explained(entry(free)));
+        assert!(!explained(entry(free + 3072)));
+        let touches_bitmap =
+            place.bitmap_offset(slot(3)) - (place.block_end(slot(3)) - place.bitmap_offset(slot(3)));
+        assert!(!explained(entry(touches_bitmap)), "the bitmap of slot 3 begins where it ends");
+        assert!(explained(entry(touches_bitmap + vhd::SECTOR)), "it is over the bitmap of slot 3");
+        assert!(explained(entry(free - vhd::SECTOR)), "it is over the end of slot 1");
+        assert!(explained(slot(2)), "it is on the grid, and no header says so");
+        assert!(explained(entry(place.table_end() - vhd::SECTOR)), "it is in the table");
+        let last = file_bytes - (place.block_end(1) - place.bitmap_offset(1));
+        assert!(!explained(entry(last)), "it ends with the file");
+        assert!(explained(entry(last + vhd::SECTOR)), "it ends behind the file");
+        let mut table = found.table(&place);
+        table[0] = vhd::UNALLOCATED;
+        assert!(found.explain(&table, &place, file_bytes));
+    }
+}
