@@ -420,6 +420,17 @@ fn files() -> Vec<Case> {
             write(path, &footer, length(path));
         }),
         case("blocks out of order", None, Sound, foreign),
+        case("no blocks at all", None, Sound, |path| {
+            foreign(path);
+            let footer: [u8; 512] = read(path, 0);
+            write(path, &[0xff; 32], TABLE);
+            write(path, &footer, TABLE + 512);
+            options().open(path).unwrap().set_len(TABLE + 1024).unwrap();
+        }),
+        case("blocks in front of all others that nobody names", None, Sound, |path| {
+            foreign(path);
+            write(path, &[0xff; 8], TABLE);
+        }),
         case("a hole between two blocks", None, Sound, |path| {
             foreign(path);
             let at = FIRST_BLOCK + 5 * STRIDE;
