@@ -383,6 +383,9 @@ fn bits_of_a_child_are_told_by_its_data() {
     let before = content();
     hostile::write(&path, &[0; 4096], 7 << 20);
     let vfs = || Arc::new(HostVfs);
+    // Without consent nothing is begun: not the counting that goes with a new header either.
+    let preened = repair(vfs(), &path, Consent::Safe, &saved).unwrap();
+    assert!(!preened.changes(), "{:?}", preened.steps);
     let repaired = repair(vfs(), &path, Consent::All, &saved).unwrap();
     assert!(repaired.is_sound(), "{:?}", repaired.after.findings());
     let made = Step {

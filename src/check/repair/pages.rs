@@ -63,13 +63,18 @@ pub(super) fn works(image: &Image, report: &Report, file: &dyn File, path: &Path
         headers.writes.push((page_offset, header.to_page(&bits).to_vec()));
         next = next.saturating_add(1);
     }
-    if next > first || report.count(Code::AllocationSequence) > 0 {
-        works.push(Work {
-            what: format!("the superblock counts allocations on from {next}"),
-            safe: true,
-            writes: next_superblock(image, |superblock| superblock.next_allocation = next),
-            ..Work::default()
-        });
+    let count_from = |next: u64, safe: bool| Work {
+        what: format!("the superblock counts allocations on from {next}"),
+        safe,
+        writes: next_superblock(image, |superblock| superblock.next_allocation = next),
+        ..Work::default()
+    };
+    if report.count(Code::AllocationSequence) > 0 {
+        works.push(count_from(first, true));
+    }
+    if next > first {
+        // With the headers that get these numbers, or not at all.
+        works.push(count_from(next, headers.safe));
     }
     if !headers.writes.is_empty() {
         works.push(headers);
