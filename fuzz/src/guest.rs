@@ -250,9 +250,10 @@ fn repair(vfs: &SimVfs, consent: Consent) -> bool {
     if first.changes() {
         let undone = check::undo(Arc::clone(&shared), undo, path, false);
         assert!(undone.is_ok() && hash(vfs) == before, "undoing {:?}: {undone:?}", first.steps);
-        let removed = vfs.remove(undo);
-        assert!(removed.is_ok() && run().steps == plan.steps, "repaired again, with other steps");
-        let _ = vfs.remove(undo);
+        // Durably: a power cut to come would bring it back.
+        let remove = || vfs.remove(undo).and_then(|()| vfs.sync_dir(Path::new("/")));
+        assert!(remove().is_ok() && run().steps == plan.steps, "repaired again, with other steps");
+        let _ = remove();
     }
     let again = run();
     assert!(!again.changes(), "after {:?} there is {:?} to do", plan.steps, again.steps);
