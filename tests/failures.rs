@@ -13,7 +13,8 @@ mod crash;
 #[path = "support/strict_vhd.rs"]
 mod strict_vhd;
 
-use cowvhd::sim::{Bounds, Fault, FaultPlan, History, Operation, SimVfs, Underway};
+use cowvhd::check::{Consent, check, repair};
+use cowvhd::sim::{Bounds, Fault, FaultPlan, FileSystem, History, Operation, SimVfs, Underway};
 use cowvhd::vfs::{Access, Vfs};
 use cowvhd::vhd::Footer;
 use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions, Result};
@@ -247,4 +248,38 @@ fn a_failed_flush_keeps_in_mind_what_failed_writes_have_left() {
     let mut rest = vec![0xee; block as usize - 512];
     disk.read_at(&mut rest, 3 * block + 512).unwrap();
     assert!(rest.iter().all(|&byte| byte == 0), "a new block shows what a failed write has left");
+}
+
+/// A file system that makes no holes gets zeros instead: what was discarded reads as zeros, and a repair ends with the same.
+#[test]
+fn without_holes_there_are_zeros() {
+    let vfs = image(3);
+    vfs.set_kind(FileSystem { no_holes: true, ..FileSystem::default() });
+    let disk = open(&vfs).unwrap();
+    let block = u64::from(SMALL.block_bytes);
+    disk.write_at(&vec![7; 3 * block as usize], 0).unwrap();
+    disk.discard(0, 2 * block).unwrap();
+    disk.close().unwrap();
+    let written = vfs.content(Path::new(PATH)).unwrap();
+    let report = check(Arc::new(vfs.clone()), Path::new(PATH)).unwrap();
+    assert!(report.is_sound(), "{:?}", report.findings());
+    let disk = open(&vfs).unwrap();
+    let mut content = vec![0xee; 3 * block as usize];
+    disk.read_at(&mut content, 0).unwrap();
+    assert!(content[..2 * block as usize].iter().all(|&byte| byte == 0));
+    assert!(content[2 * block as usize..].iter().all(|&byte| byte == 7));
+    disk.close().unwrap();
+    assert!(written.iter().filter(|&&byte| byte == 7).count() < 2 * block as usize, "discarded data is left");
+
+    // Another program has put its footer further back: there is space between that nobody uses.
+    let undo = Path::new("/undo");
+    let (junk, footer) = (vec![9; 2 * block as usize], written[written.len() - 512..].to_vec());
+    vfs.foreign_write(Path::new(PATH), written.len() as u64 - 512, &[junk, footer].concat());
+    let before = vfs.content(Path::new(PATH)).unwrap();
+    let repaired = repair(Arc::new(vfs.clone()), Path::new(PATH), Consent::All, undo).unwrap();
+    assert!(repaired.is_sound() && repaired.changes(), "{:?}", repaired.after.findings());
+    let after = vfs.content(Path::new(PATH)).unwrap();
+    assert!(after.iter().filter(|&&byte| byte == 9).count() < 4096, "{:?}", repaired.steps);
+    cowvhd::check::undo(Arc::new(vfs.clone()), undo, Path::new(PATH), false).unwrap();
+    assert!(vfs.content(Path::new(PATH)).unwrap() == before);
 }

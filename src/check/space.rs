@@ -24,12 +24,18 @@ pub(super) fn check(
     let place = *image.place();
     let stride = vhd::bat::block_stride(place.block_bytes);
     let file_bytes = image.inspection.headers.file_bytes;
+    let table = vhd_table(image);
     let ours = image.inspection.decision.superblock.is_some() && place.temporary.is_none();
     // In front of our first slot there is room for the table to grow; elsewhere anything may be there.
     let mut used_to = match (ours, extents.first()) {
         (true, _) => place.slot_origin,
         (false, Some(first)) => place.bitmap_offset(first.entry),
-        (false, None) => vhd_table_end(image),
+        (false, None) => table.end,
+    };
+    // Other programs may have put it behind blocks.
+    let behind_table = |used_to: u64, end: u64| match (used_to..end).contains(&table.start) {
+        true => table.end,
+        false => used_to,
     };
     let mut leaks = Leaks { file, path, gaps: Vec::new(), bytes: 0 };
     for extent in extents {
@@ -38,8 +44,9 @@ pub(super) fn check(
             true => place.block_page_offset(extent.entry),
             false => place.bitmap_offset(extent.entry),
         };
-        if start.saturating_sub(used_to) >= stride {
-            leaks.add(used_to, start)?;
+        let free_from = behind_table(used_to, start);
+        if start.saturating_sub(free_from) >= stride {
+            leaks.add(free_from, start)?;
         }
         used_to = used_to.max(place.block_end(extent.entry));
     }
@@ -50,6 +57,7 @@ pub(super) fn check(
         },
         _ => file_bytes.min(place.slots_end()),
     };
+    used_to = behind_table(used_to, end);
     match end.saturating_sub(used_to) {
         0 => {}
         behind if behind >= stride => leaks.add(used_to, end)?,
@@ -67,10 +75,10 @@ pub(super) fn check(
     Ok(())
 }
 
-/// The end of the BAT that the dynamic header names.
-fn vhd_table_end(image: &Image) -> u64 {
+/// The BAT that the dynamic header names.
+fn vhd_table(image: &Image) -> Range<u64> {
     let header = &image.inspection.decision.header;
-    header.table_offset.saturating_add(vhd::bat_bytes(header.max_table_entries))
+    header.table_offset..header.table_offset.saturating_add(vhd::bat_bytes(header.max_table_entries))
 }
 
 /// Unused space that the file occupies; holes cost nothing.

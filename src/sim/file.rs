@@ -250,6 +250,9 @@ impl File for SimFile {
     fn punch_hole(&self, offset: u64, length: u64) -> io::Result<()> {
         scheduling_point();
         self.vfs.state().counts.punches += 1;
+        if self.vfs.kind().no_holes {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         self.fault(0, Operation::Punch)?;
         self.change(|file| file.change(Change::Punch { offset, length }))
     }

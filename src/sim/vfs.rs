@@ -68,6 +68,8 @@ pub struct FileSystem {
     pub no_nameless_files: bool,
     /// It has no [`File::clone_whole`], and no [`File::share_from`].
     pub no_clones: bool,
+    /// It has no [`File::punch_hole`].
+    pub no_holes: bool,
     /// It has no [`File::copy_from`].
     pub no_copies: bool,
     /// Bytes that it says it has left; it does not keep to them.

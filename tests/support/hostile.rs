@@ -249,6 +249,10 @@ fn tables() -> Vec<Case> {
         case("entry 2", Code::BatMetadata, Repaired, entry(2)),
         case("entry 3, the table itself", Code::BatMetadata, Repaired, entry(3)),
         case("entry used twice", Code::BatOverlap, Repaired, entry(first)),
+        case("entry used three times", Code::BatOverlap, Repaired, move |path| {
+            foreign(path);
+            write(path, &first.to_be_bytes().repeat(2), TABLE + 5 * 4);
+        }),
         case("entry one sector into a block", Code::BatOverlap, Repaired, entry(first + 1)),
         case("entry one sector before the end of a block", Code::BatOverlap, Repaired, entry(first + 128)),
         case("entry past the end", Code::BatRange, Repaired, entry(1 << 20)),
@@ -420,6 +424,14 @@ fn files() -> Vec<Case> {
             write(path, &footer, length(path));
         }),
         case("blocks out of order", None, Sound, foreign),
+        case("a table right behind the blocks", None, Sound, |path| {
+            foreign(path);
+            let (table, at) = (read::<512>(path, TABLE), FIRST_BLOCK + 3 * STRIDE);
+            let footer: [u8; 512] = read(path, 0);
+            write(path, &table, at);
+            write(path, &footer, at + 512);
+            patch_header(path, 16, &at.to_be_bytes());
+        }),
         case("no blocks at all", None, Sound, |path| {
             foreign(path);
             let footer: [u8; 512] = read(path, 0);

@@ -1,9 +1,7 @@
 //! Moving bytes within the file.
 
-use crate::journal::write_zeros;
 use crate::vfs::{File, FileExt};
 use std::io;
-use std::ops::Range;
 
 const CHUNK_BYTES: u64 = 1 << 20;
 
@@ -25,16 +23,4 @@ pub(super) fn copy(file: &dyn File, from: u64, to: u64, length: u64) -> io::Resu
         at += count;
     }
     Ok(())
-}
-
-/// Makes a range read as zeros and gives its space back where that works.
-pub(super) fn clear(file: &dyn File, range: Range<u64>) -> io::Result<()> {
-    let length = range.end.saturating_sub(range.start);
-    if length == 0 {
-        return Ok(());
-    }
-    match file.punch_hole(range.start, length) {
-        Err(error) if error.kind() == io::ErrorKind::Unsupported => write_zeros(file, range.start, length),
-        result => result,
-    }
 }

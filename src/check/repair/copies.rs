@@ -46,7 +46,6 @@ pub(super) fn works(examined: &Examined, file: &dyn File, path: &Path) -> Result
         };
         works.extend(at.map(|at| Work {
             what: what.into(),
-            length: Some(at + Footer::SIZE as u64),
             writes: vec![(at, footer.clone())],
             ..Work::default()
         }));
@@ -59,7 +58,6 @@ pub(super) fn works(examined: &Examined, file: &dyn File, path: &Path) -> Result
         works.push(Work {
             what: format!("write the footer again at offset {at} from the copy at the start"),
             safe: true,
-            length: Some(at + Footer::SIZE as u64),
             writes: vec![(at, footer)],
             ..Work::default()
         });

@@ -33,6 +33,7 @@ use super::report::Report;
 use super::unfinished;
 use crate::chain;
 use crate::error::{Error, Result};
+use crate::journal::zero_range;
 use crate::layer::{self, Condition, Image, LockedImage};
 use crate::sync::{Arc, Mutex};
 use crate::vfs::{Access, File, FileExt, Vfs};
@@ -193,8 +194,6 @@ fn disk_id(file: &dyn File, path: &Path) -> Result<UniqueId> {
 struct Work {
     what: String,
     safe: bool,
-    /// The file is to be at least so long, before anything is written.
-    length: Option<u64>,
     /// Copies within the file, made and synced before the writes: (from, to, length).
     copies: Vec<(u64, u64, u64)>,
     writes: Vec<(u64, Vec<u8>)>,
@@ -338,11 +337,6 @@ impl Target<'_> {
         ranges.extend(work.writes.iter().map(|(at, bytes)| *at..at + bytes.len() as u64));
         ranges.extend(work.copies.iter().map(|&(_, to, length)| to..to + length));
         self.save(&ranges).map_err(io)?;
-        if let Some(length) = work.length
-            && self.file.length().map_err(io)? < length
-        {
-            self.file.set_len(length).map_err(io)?;
-        }
         for &(from, to, length) in &work.copies {
             clone::copy(&*self.file, from, to, length).map_err(io)?;
         }
@@ -352,8 +346,8 @@ impl Target<'_> {
         for (at, bytes) in &work.writes {
             self.file.write_all_at(bytes, *at).map_err(io)?;
         }
-        for range in &work.punches {
-            clone::clear(&*self.file, range.clone()).map_err(io)?;
+        for range in work.punches.iter().filter(|range| !range.is_empty()) {
+            zero_range(&*self.file, range.start, range.end - range.start).map_err(io)?;
         }
         self.file.sync_data().map_err(io)?;
         Ok(true)

@@ -175,7 +175,6 @@ fn complete(image: &Image, cut: &[u32]) -> Option<Work> {
     let footer = image.inspection.decision.footer.to_bytes().to_vec();
     Some(Work {
         what: format!("extend the file over the end of {}, which was cut off and is lost", blocks(cut)),
-        length: Some(end + Footer::SIZE as u64),
         writes: vec![(end, footer)],
         ..Work::default()
     })
@@ -231,7 +230,6 @@ fn copies(
     let footer = image.inspection.decision.footer.to_bytes().to_vec();
     let copied = Work {
         what: format!("copy {} to the end of the file, so that no two share space", blocks(&names)),
-        length: Some(end + Footer::SIZE as u64),
         copies: moves,
         writes: bitmaps.into_iter().chain([(end, footer)]).collect(),
         ..Work::default()

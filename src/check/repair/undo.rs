@@ -7,6 +7,7 @@
 
 use crate::error::{Error, FormatError, Result};
 use crate::ext::PAGE_BYTES;
+use crate::journal::zero_range;
 use crate::layer::NewFile;
 use crate::sync::Arc;
 use crate::vfs::{Access, File, FileExt, FileTime, Vfs};
@@ -18,7 +19,6 @@ use std::path::{Path, PathBuf};
 use zerocopy::big_endian::{I64, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::clone::clear;
 use super::ranges::RangeSet;
 
 const NAME: &str = "undo file";
@@ -339,7 +339,9 @@ pub(super) fn apply(vfs: &dyn Vfs, undo: &Path, path: &Path, force: bool) -> Res
             Saved::Bytes(range) => image.write_all_at(&reader.payload, range.start).map_err(io)?,
             Saved::Zeros(range) => {
                 let end = range.end.min(reader.before.file_bytes);
-                clear(&*image, range.start..end).map_err(io)?;
+                if range.start < end {
+                    zero_range(&*image, range.start, end - range.start).map_err(io)?;
+                }
             }
             Saved::End { .. } => {}
         }
