@@ -8,7 +8,7 @@ mod hostile;
 
 use cowvhd::check::{Code, Consent, Finding, Repair, Report, Step, check, plan, repair, salvage, undo};
 use cowvhd::vfs::HostVfs;
-use cowvhd::{CreateOptions, ErrorKind, OpenOptions};
+use cowvhd::{CreateOptions, DiskInfo, ErrorKind, OpenOptions};
 use hostile::{Case, Outcome, cases};
 use std::fmt::Write;
 use std::fs;
@@ -313,6 +313,10 @@ fn describe(text: &mut String, path: &Path, repaired: &Repair) {
     if repaired.changes() {
         summary(text, &repaired.after);
         repaired.after.findings().iter().for_each(|finding| line(text, "left: ", finding));
+        // A repair is no other program.
+        if let Ok(info) = DiskInfo::read(path) {
+            writeln!(text, "  changed by others since: {:?}", info.foreign_changes).unwrap();
+        }
     }
     if let Ok(disk) = OpenOptions::new().read_only(true).open(path)
         && disk.size() <= 64 << 20
