@@ -20,6 +20,7 @@ const ABLE: FileSystem = FileSystem {
     no_exchange: false,
     no_nameless_files: false,
     no_clones: false,
+    no_holes: false,
     no_copies: false,
     available_bytes: None,
 };
