@@ -91,7 +91,8 @@ impl Known {
 pub fn file_of(bytes: &[u8]) -> SimVfs {
     let vfs = SimVfs::new(1);
     if let Ok(file) = vfs.create_new(Path::new(PATH)) {
-        let _ = file.set_len(bytes.len() as u64).and_then(|()| file.sync_data());
+        let durable = || file.sync_data().and_then(|()| vfs.sync_dir(Path::new("/")));
+        let _ = file.set_len(bytes.len() as u64).and_then(|()| durable());
     }
     vfs.corrupt(Path::new(PATH), 0, bytes);
     vfs
@@ -197,9 +198,9 @@ pub fn exercise(vfs: SimVfs, script: &[u8]) {
             if kind % 8 == 7 {
                 repair(&vfs, Consent::Safe);
             }
-            let Ok(reopened) = options(&vfs).open(Path::new(PATH)) else {
-                panic!("what could be opened once cannot be opened again");
-            };
+            let reopened = options(&vfs).open(Path::new(PATH));
+            let reopened =
+                reopened.unwrap_or_else(|error| panic!("what was open cannot be opened again: {error}"));
             let read = |sector: u64| {
                 let mut buf = vec![0xee; SECTOR as usize];
                 reopened.read_at(&mut buf, sector * SECTOR).is_ok().then_some(buf)
@@ -213,9 +214,8 @@ pub fn exercise(vfs: SimVfs, script: &[u8]) {
         return;
     }
     drop(disk);
-    let Ok(disk) = options(&vfs).read_only(true).open(Path::new(PATH)) else {
-        panic!("what was closed cannot be opened");
-    };
+    let disk = options(&vfs).read_only(true).open(Path::new(PATH));
+    let disk = disk.unwrap_or_else(|error| panic!("what was closed cannot be opened: {error}"));
     for (&sector, bytes) in &known.sectors {
         let mut buf = vec![0xee; SECTOR as usize];
         if disk.read_at(&mut buf, sector * SECTOR).is_ok() {
