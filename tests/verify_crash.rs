@@ -51,6 +51,7 @@ fn crcs_that_were_cut_prove_nothing_wrong() {
     assert_eq!(go(&vfs, true).coverage()[1].written_pages, 2);
     let mut points = vfs.take_crash_points();
     points.push(vfs.crash_now());
+    assert_eq!(vfs.crash_now().pending(), 0, "what was written is on the medium");
     let after = vfs.content(Path::new(SEALED)).unwrap();
     let end = before.len() - 512;
     assert!(

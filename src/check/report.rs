@@ -139,3 +139,24 @@ impl Report {
         self.worst() <= Some(Severity::Leak)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_is_counted_beyond_what_is_kept_and_taken_out_whole() {
+        let mut report = Report::new(PathBuf::from("disk.vhd"), 512);
+        for offset in 0..KEPT_PER_CODE + 2 {
+            report.add(Code::Tail, "end of the file", offset, "1 byte");
+        }
+        report.note(Code::RevertUnfinished, "folder", "it is there".into());
+        report.count_more(Code::DataDamaged, 0);
+        assert_eq!(report.codes().count(), 2, "{report:?}");
+        report.count_more(Code::Tail, 3);
+        assert_eq!((report.count(Code::Tail), report.findings().len() as u64), (55, KEPT_PER_CODE + 1));
+        report.take_out(Code::Tail);
+        assert_eq!(report.count(Code::Tail), 0);
+        assert!(matches!(report.findings(), [left] if left.code == Code::RevertUnfinished), "{report:?}");
+    }
+}

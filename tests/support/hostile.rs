@@ -366,6 +366,21 @@ fn footers() -> Vec<Case> {
             ours_dirty(path);
             [1000, 12288 + 1000].iter().for_each(|&at| write(path, &[1], at));
         }),
+        case(
+            "both headers damaged, and a footer copy of another disk",
+            Code::HeadersLost,
+            Repaired,
+            |path| {
+                ours(path);
+                [1000, 12288 + 1000].iter().for_each(|&at| write(path, &[1], at));
+                patch::<512>(path, 0, 68, &[0x33; 16], 64);
+            },
+        ),
+        case("start, footer of the backup and superblocks damaged", Code::HeadersLost, Repaired, |path| {
+            ours(path);
+            write(path, &[0; 12288], 0);
+            write(path, &[1], 12288 + 400);
+        }),
         case("a damaged start, and a backup of something else", Code::FrontDamaged, Repaired, |path| {
             ours(path);
             write(path, &[1], 1000);
@@ -536,8 +551,20 @@ pub fn locators() -> Vec<Case> {
             Refused,
             one(at(PlatformCode::W2ru, FIRST_BLOCK + 512), &good),
         ),
+        case("a locator over the last sector of a block", Code::Locator, Refused, {
+            one(at(PlatformCode::W2ru, FIRST_BLOCK + STRIDE - 512), &good)
+        }),
         case("a locator past the end", Code::Locator, Refused, one(at(PlatformCode::W2ru, 1 << 40), &good)),
         case("eight locators of one kind", None, Sound, build(eight)),
+        case("locators in reverse, one right behind the other", None, Sound, {
+            build(vec![
+                (at(PlatformCode::W2ru, 3072), good.clone()),
+                (at(PlatformCode::W2ku, 2560), good.clone()),
+            ])
+        }),
+        case("a locator in a notation that nobody reads", None, Sound, {
+            build(vec![(w2ru, good.clone()), (at(PlatformCode::Wi2r, 5120), vec![0xff; 20])])
+        }),
         case("W2ku and W2ru that disagree", Code::LocatorsDisagree, Sound, {
             build(vec![(w2ru, good.clone()), (at(PlatformCode::W2ku, 5120), text(r"C:\other.x"))])
         }),
