@@ -62,7 +62,7 @@ pub fn tree(options: &OpenOptions, disk: &Path) -> Result<Vec<TreeLayer>> {
     let mut search = Search { options, folder: folder(disk), found: Vec::new(), by_file: HashMap::new() };
     let file = options.vfs.open(disk, Access::ReadOnly);
     let file = file.map_err(|error| Error::io(disk, "opening the image", error))?;
-    search.add(Found::Image(Look::new(file, disk)?), None)?;
+    search.add(Found::Image(Box::new(Look::new(file, disk)?)), None)?;
     search.go_down()?;
     search.go_up()?;
     search.in_order()
@@ -131,7 +131,7 @@ impl Look {
 
 #[derive(Debug)]
 enum Found {
-    Image(Look),
+    Image(Box<Look>),
     Missing { path: PathBuf, unique_id: UniqueId, why: String },
 }
 
@@ -186,7 +186,7 @@ impl Search<'_> {
             let vfs = &*self.options.vfs;
             let parent = self.options.policy.find_parent(vfs, self.folder, claims, number == 0, &mut open);
             let parent = match parent {
-                Ok(look) => Found::Image(look),
+                Ok(look) => Found::Image(Box::new(look)),
                 Err(error) => {
                     let (path, unique_id) = (PathBuf::new(), header.parent_unique_id);
                     Found::Missing { path, unique_id, why: error.to_string() }
@@ -252,14 +252,14 @@ impl Search<'_> {
         // Layers of the disk's own chain.
         for node in self.found.iter().filter(|node| node.parent == Some(number)) {
             if let Found::Image(look) = &node.found {
-                known.push(look.clone());
+                known.push((**look).clone());
             }
         }
         // An image without a registry has none.
         for child in registered.unwrap_or_default() {
             // It may have another name by now: a leaf that became a snapshot has.
             if let Some(place) = known.iter().position(|look| look.footer.unique_id == child.id) {
-                found.push((Found::Image(known.swap_remove(place)), true));
+                found.push((Found::Image(Box::new(known.swap_remove(place))), true));
                 continue;
             }
             let (vfs, policy) = (&*self.options.vfs, &self.options.policy);
@@ -271,7 +271,7 @@ impl Search<'_> {
                 Ok(look) if look.footer.unique_id == child.id => {
                     // One that names another parent by now is not a child any more.
                     if look.claims().is_some_and(|header| header.parent_unique_id == id) {
-                        found.push((Found::Image(look), true));
+                        found.push((Found::Image(Box::new(look)), true));
                     }
                     continue;
                 }
@@ -281,7 +281,7 @@ impl Search<'_> {
             found.push((Found::Missing { path: place, unique_id: child.id, why }, true));
         }
         known.sort_by(|one, other| one.path.cmp(&other.path));
-        found.extend(known.into_iter().map(|look| (Found::Image(look), false)));
+        found.extend(known.into_iter().map(|look| (Found::Image(Box::new(look)), false)));
         found
     }
 
