@@ -15,6 +15,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
 /// Enough of a file to see that it was not changed.
 type Fingerprint = (u64, std::time::SystemTime, Vec<u8>);
@@ -313,6 +314,8 @@ fn describe(text: &mut String, path: &Path, repaired: &Repair) {
     if repaired.changes() {
         summary(text, &repaired.after);
         repaired.after.findings().iter().for_each(|finding| line(text, "left: ", finding));
+        let modified = fs::metadata(path).unwrap().modified().unwrap();
+        assert!(modified > UNIX_EPOCH + Duration::from_secs(50 * 365 * 86400), "{modified:?}");
         // A repair is no other program.
         if let Ok(info) = DiskInfo::read(path) {
             writeln!(text, "  changed by others since: {:?}", info.foreign_changes).unwrap();

@@ -201,6 +201,29 @@ fn a_seal_that_nothing_tells_stays_lost() {
         repaired.after.findings()
     );
     assert_eq!(damage::content(&alone), bench.content[3]);
+
+    // With its CRCs it tells itself.
+    let told = elsewhere.path().join("told.vhd");
+    fs::copy(&path, &told).unwrap();
+    write(&told, &[0; 8192], 4096);
+    let repaired = repair(Arc::new(HostVfs), &told, Consent::All, &bench.path("undo2")).unwrap();
+    assert!(repaired.is_sound(), "{:?}", repaired.after.findings());
+    let seal_id = |path: &Path| lineage(path)[0][..16].to_vec();
+    assert_eq!(seal_id(&told), seal_id(&path));
+}
+
+/// Of two copies of the registry one is made again from the other, without a question.
+#[test]
+fn a_damaged_copy_of_the_registry_is_made_again_without_consent() {
+    let bench = Bench::new();
+    let path = bench.path("vm@first.vhd");
+    for at in REGISTRY {
+        write(&path, &[0; PAGE as usize], at);
+        let repaired = repair(Arc::new(HostVfs), &path, Consent::Safe, &bench.path("undo")).unwrap();
+        assert_eq!(repaired.before.count(Code::RegistryDamaged), 1);
+        assert!(repaired.changes() && repaired.after.worst().is_none(), "{:?}", repaired.after.findings());
+        fs::remove_file(bench.path("undo")).unwrap();
+    }
 }
 
 /// Both copies of the registry at once: the children are found beside the image.

@@ -260,6 +260,15 @@ fn tables() -> Vec<Case> {
         case("entry in the private area", Code::BatDamaged, Preened, ours_entry(1000)),
         case("entry used twice, ours", Code::BatDamaged, Preened, ours_entry((7 * MIB + 3584) as u32 / 512)),
         case("entry past the end, ours", Code::BatDamaged, Preened, ours_entry(0xffff_fffe)),
+        case("an entry past the end, and one that was lost beside it", Code::BatRange, Repaired, |path| {
+            ours(path);
+            // Of another program, so that no table is proven.
+            let (end, footer) = (length(path) - 512, read::<512>(path, 0));
+            add_block(path, 5, end);
+            write(path, &footer, end + 512 + 2 * MIB);
+            write(path, &0xffff_fffe_u32.to_be_bytes(), OUR_TABLE + 6 * 4);
+            write(path, &[0xff; 4], OUR_TABLE);
+        }),
         case("entries behind the end of the disk", Code::BatBeyondDisk, Repaired, |path| {
             ours(path);
             for at in [0, 12288, length(path) - 512] {
