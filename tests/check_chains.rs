@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "support/golden.rs"]
+mod golden;
 #[path = "support/hostile_chains.rs"]
 mod hostile_chains;
 
@@ -113,29 +115,11 @@ fn every_chain_is_described_in_the_same_words() {
             for Finding { code, structure, offset, what, .. } in layer.findings() {
                 let at = offset.map_or(String::new(), |at| format!(" at {at}"));
                 let what = what.replace(dir.path().to_str().unwrap(), "");
-                said.push_str(&format!("    {code}: {structure}{at}: {}\n", nameless(&what)));
+                said.push_str(&format!("    {code}: {structure}{at}: {}\n", golden::nameless(&what)));
             }
         }
     }
-    let expected = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/hostile_chains.txt");
-    if std::env::var_os("COWVHD_TEST_WRITE").is_some() {
-        fs::write(&expected, &said).unwrap();
-    }
-    let expected = include_str!("support/hostile_chains.txt");
-    for (number, (found, expected)) in (1..).zip(said.lines().zip(expected.lines())) {
-        let hint = "COWVHD_TEST_WRITE=1 writes it again, and the difference is to be read";
-        assert_eq!(found, expected, "line {number} of tests/support/hostile_chains.txt; {hint}");
-    }
-    assert_eq!(said.len(), expected.len(), "bytes of tests/support/hostile_chains.txt");
-}
-
-/// Without ids and times of this run.
-fn nameless(what: &str) -> String {
-    let drawn = |word: &str| {
-        let dashes = word.matches('-').count();
-        dashes == 4 && word.len() > 30 || dashes == 2 && word.matches(':').count() == 2
-    };
-    what.split(' ').map(|word| if drawn(word) { "…" } else { word }).collect::<Vec<_>>().join(" ")
+    golden::compare("hostile_chains.txt", &said, include_str!("support/hostile_chains.txt"));
 }
 
 /// Of all layers together no more than 2,000 findings are kept; the others are counted.
