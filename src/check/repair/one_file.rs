@@ -74,3 +74,45 @@ impl Vfs for OneFile {
         self.inner.now()
     }
 }
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use super::*;
+    use crate::sim::SimVfs;
+
+    #[test]
+    fn one_file_is_the_handle_and_no_name_changes() {
+        let (disk, other, folder) = (Path::new("/disk"), Path::new("/other"), Path::new("/"));
+        let vfs = SimVfs::new(1);
+        let file = vfs.create_new(disk).unwrap();
+        vfs.create_new(other).unwrap();
+        let names = vfs.paths();
+        let one = |others| OneFile {
+            inner: Arc::new(vfs.clone()),
+            path: disk.to_path_buf(),
+            file: Arc::clone(&file),
+            others,
+        };
+        let view = one(Access::ReadOnly);
+        assert!(Arc::ptr_eq(&view.open(disk, Access::ReadWrite).unwrap(), &file));
+        assert!(view.open(other, Access::ReadWrite).unwrap().write_at(&[1], 0).is_err());
+        assert!(one(Access::ReadWrite).open(other, Access::ReadWrite).unwrap().write_at(&[1], 0).is_ok());
+        for refused in [
+            view.create_new(Path::new("/new")).map(drop),
+            view.link(other, Path::new("/new")),
+            view.rename(other, Path::new("/new")),
+            view.exchange(disk, other),
+            view.remove(other),
+        ] {
+            assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::Unsupported);
+        }
+        assert_eq!(vfs.paths(), names);
+        assert_eq!(view.files(folder, OsStr::new("o")).unwrap(), ["other"]);
+        assert_eq!(view.files_below(folder, 9).unwrap(), vfs.files_below(folder, 9).unwrap());
+        assert!(view.files_below(folder, 9).unwrap().len() == 2);
+        assert!(vfs.crash_now().pending() > 0);
+        view.sync_dir(folder).unwrap();
+        view.open(other, Access::ReadOnly).unwrap().sync_data().unwrap();
+        assert_eq!(vfs.crash_now().pending(), 0);
+    }
+}
