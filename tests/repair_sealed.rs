@@ -170,6 +170,7 @@ fn a_lost_seal_is_found_elsewhere() {
         let repaired = repair(Arc::new(HostVfs), &path, Consent::All, &bench.path("undo")).unwrap();
         let said = format!("{name} {without_crcs}: {:#?} {:#?}", repaired.steps, repaired.after.findings());
         assert!(repaired.is_sound() && repaired.steps.len() == 3, "{said}");
+        assert!(repaired.steps.iter().all(|step| !step.what.is_empty()), "{said}");
         assert_eq!(bench.contents(), bench.content, "{said}");
         assert!(check_chain(&OpenOptions::new(), &bench.path("vm.vhd")).unwrap().is_sound(), "{said}");
         // All but the numbers of the state of a fixed parent, which there is none of.

@@ -269,6 +269,18 @@ fn tables() -> Vec<Case> {
             write(path, &0xffff_fffe_u32.to_be_bytes(), OUR_TABLE + 6 * 4);
             write(path, &[0xff; 4], OUR_TABLE);
         }),
+        case(
+            "an entry one sector into a block of ours, and another program's block",
+            Code::BatOverlap,
+            Repaired,
+            |path| {
+                ours(path);
+                let (end, footer) = (length(path) - 512, read::<512>(path, 0));
+                add_block(path, 5, end);
+                write(path, &footer, end + 512 + 2 * MIB);
+                write(path, &((7 * MIB + 4096) as u32 / 512).to_be_bytes(), OUR_TABLE + 6 * 4);
+            },
+        ),
         case("entries behind the end of the disk", Code::BatBeyondDisk, Repaired, |path| {
             ours(path);
             for at in [0, 12288, length(path) - 512] {

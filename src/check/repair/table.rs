@@ -125,7 +125,7 @@ fn bad_entries(image: &Image, file: &dyn File, path: &Path) -> Result<Vec<Work>>
     if works.is_empty() && !kept_short.is_empty() {
         works.extend(complete(image, &kept_short));
     }
-    if works.is_empty() && shared.len() > 1 {
+    if works.is_empty() && !shared.is_empty() {
         works.extend(copies(image, &shared, &found, file, path)?);
     }
     Ok(works)
