@@ -33,7 +33,7 @@ impl Bench {
         let path = |name: &str| dir.path().join(name);
         CreateOptions::new(SIZE).create(&path("vm.vhd")).unwrap();
         let disk = OpenOptions::new().open(&path("vm.vhd")).unwrap();
-        for block in [0, 1, 3, 5] {
+        for block in [0, 1, 3, 5, 7] {
             disk.write_at(&pattern(block, 40 << 10), block * 2 * MIB + 4096).unwrap();
         }
         disk.snapshot(&SnapshotName::new("first").unwrap()).unwrap();
@@ -41,6 +41,8 @@ impl Bench {
         // Zeros that hide what is beneath.
         disk.write_at(&[0; 8192], 6 * MIB + 8192).unwrap();
         disk.write_at(&pattern(9, 4096), 14 * MIB).unwrap();
+        // Also in a block whose CRCs begin within the second page of them.
+        disk.write_at(&[0; 4096], 14 * MIB + 8192).unwrap();
         disk.snapshot(&SnapshotName::new("second").unwrap()).unwrap();
         disk.write_at(&pattern(10, 512), 8 * MIB).unwrap();
         disk.close().unwrap();
