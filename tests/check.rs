@@ -218,8 +218,8 @@ fn entries_that_cannot_be_right_are_found_one_by_one() {
         qemu_io("write -P 9 10M 64k", &bench.path);
         bench.write(&u32::to_be_bytes(entry), TABLE + 9 * 4);
         let report = bench.check();
-        let said = |finding: &&Finding| finding.code == code && finding.what.contains(what);
-        assert!(report.findings().iter().any(|finding| said(&finding)), "{entry}: {:?}", report.findings());
+        let said = |finding: &Finding| finding.code == code && finding.what.contains(what);
+        assert!(report.findings().iter().any(said), "{entry}: {:?}", report.findings());
         assert_eq!(report.findings().last().map(|f| f.code), Some(code));
     }
 }

@@ -12,12 +12,13 @@
 use crate::Seed;
 use crate::bases::{BLOCK_BYTES, first_state};
 use crate::guest::PATH;
+use crate::guest::length;
 use crate::input::Input;
 use crate::mutation;
 use cowvhd::check::{check, check_chain};
 use cowvhd::sim::{CrashState, SimVfs};
 use cowvhd::snapshot::{self, Checkpoint, SnapshotName};
-use cowvhd::vfs::{Access, Vfs};
+use cowvhd::vfs::Vfs;
 use cowvhd::{CreateOptions, Disk, OpenOptions, Result};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -61,10 +62,6 @@ fn images(vfs: &SimVfs) -> Vec<PathBuf> {
 
 fn hashes(vfs: &SimVfs) -> Vec<(PathBuf, Option<u64>)> {
     vfs.paths().into_iter().map(|path| (path.clone(), vfs.content_hash(&path))).collect()
-}
-
-fn length(vfs: &SimVfs, path: &Path) -> u64 {
-    vfs.open(path, Access::ReadOnly).and_then(|file| file.length()).unwrap_or(0)
 }
 
 /// One change of one file, or of the names in the folder.

@@ -52,6 +52,12 @@ impl Image {
         &self.inspection.place
     }
 
+    /// The BAT that the dynamic header names.
+    pub(super) fn vhd_table(&self) -> Range<u64> {
+        let header = &self.inspection.decision.header;
+        header.table_offset..header.table_offset.saturating_add(vhd::bat_bytes(header.max_table_entries))
+    }
+
     /// Blocks that the disk has.
     pub(super) fn disk_blocks(&self) -> u64 {
         let decision = &self.inspection.decision;

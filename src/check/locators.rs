@@ -27,11 +27,10 @@ pub(super) fn check(
         report.add(Code::ParentId, "dynamic header", footer.data_offset + 40, "it is zero");
     }
     let mut names: Vec<Vec<u8>> = Vec::new();
-    let table_end = header.table_offset.saturating_add(vhd::bat_bytes(header.max_table_entries));
     let mut taken: Vec<(Range<u64>, String)> = vec![
         (0..512, "the footer copy".into()),
         (footer.data_offset..footer.data_offset + DynamicHeader::SIZE as u64, "the dynamic header".into()),
-        (header.table_offset..table_end, "the block table".into()),
+        (image.vhd_table(), "the block table".into()),
     ];
     for (index, locator) in header.locators.iter().enumerate() {
         if locator.platform == PlatformCode::None {

@@ -24,7 +24,7 @@ pub(super) fn check(
     let place = *image.place();
     let stride = vhd::bat::block_stride(place.block_bytes);
     let file_bytes = image.inspection.headers.file_bytes;
-    let table = vhd_table(image);
+    let table = image.vhd_table();
     let ours = image.inspection.decision.superblock.is_some() && place.temporary.is_none();
     // In front of our first slot there is room for the table to grow; elsewhere anything may be there.
     let mut used_to = match (ours, extents.first()) {
@@ -73,12 +73,6 @@ pub(super) fn check(
     }
     image.gaps = leaks.gaps;
     Ok(())
-}
-
-/// The BAT that the dynamic header names.
-fn vhd_table(image: &Image) -> Range<u64> {
-    let header = &image.inspection.decision.header;
-    header.table_offset..header.table_offset.saturating_add(vhd::bat_bytes(header.max_table_entries))
 }
 
 /// Unused space that the file occupies; holes cost nothing.

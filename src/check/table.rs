@@ -96,11 +96,10 @@ fn file_end(image: &Image, entry: u32) -> u64 {
 fn metadata(image: &Image) -> Vec<(Range<u64>, &'static str)> {
     let (decision, place) = (&image.inspection.decision, image.place());
     let header_at = decision.footer.data_offset;
-    let table_end = decision.header.table_offset + vhd::bat_bytes(decision.header.max_table_entries);
     let mut areas = vec![
         (0..Footer::SIZE as u64, "footer copy"),
         (header_at..header_at + DynamicHeader::SIZE as u64, "dynamic header"),
-        (decision.header.table_offset..table_end, "block table"),
+        (image.vhd_table(), "block table"),
     ];
     if let Some(temporary) = place.temporary {
         areas.push((place.ring_offset..temporary.head + TEMPORARY_HEAD_BYTES, "temporary journal"));

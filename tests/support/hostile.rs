@@ -263,9 +263,7 @@ fn tables() -> Vec<Case> {
         case("an entry past the end, and one that was lost beside it", Code::BatRange, Repaired, |path| {
             ours(path);
             // Of another program, so that no table is proven.
-            let (end, footer) = (length(path) - 512, read::<512>(path, 0));
-            add_block(path, 5, end);
-            write(path, &footer, end + 512 + 2 * MIB);
+            append_block(path, 5);
             write(path, &0xffff_fffe_u32.to_be_bytes(), OUR_TABLE + 6 * 4);
             write(path, &[0xff; 4], OUR_TABLE);
         }),
@@ -275,9 +273,7 @@ fn tables() -> Vec<Case> {
             Repaired,
             |path| {
                 ours(path);
-                let (end, footer) = (length(path) - 512, read::<512>(path, 0));
-                add_block(path, 5, end);
-                write(path, &footer, end + 512 + 2 * MIB);
+                append_block(path, 5);
                 write(path, &((7 * MIB + 4096) as u32 / 512).to_be_bytes(), OUR_TABLE + 6 * 4);
             },
         ),
@@ -723,6 +719,13 @@ fn add_block(path: &Path, block: u64, at: u64) {
     write(path, &vec![0; 2 * MIB as usize], at + 512);
     write(path, &vec![block as u8 + 1; 8192], at + 512 + 4096);
     write(path, &((at / 512) as u32).to_be_bytes(), OUR_TABLE + 4 * block);
+}
+
+/// The same of a closed image: where its footer is, which comes to stand behind.
+fn append_block(path: &Path, block: u64) {
+    let (end, footer) = (length(path) - 512, read::<512>(path, 0));
+    add_block(path, block, end);
+    write(path, &footer, end + 512 + 2 * MIB);
 }
 
 fn journals() -> Vec<Case> {

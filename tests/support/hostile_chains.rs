@@ -98,9 +98,9 @@ impl Image {
     }
 }
 
-/// So many layers, of which the last lacks its parent; the disk is `disk.vhd`. Returns them, the disk first.
-pub fn layers(folder: &Path, count: u32) -> Vec<PathBuf> {
-    layers_of(folder, count, BLOCK.into())
+/// So many layers, of which the last lacks its parent; the disk is `disk.vhd`.
+pub fn layers(folder: &Path, count: u32) {
+    layers_of(folder, count, BLOCK.into());
 }
 
 /// The same of disks of 64 blocks, each of which is said to be far behind the end of its file.
@@ -110,6 +110,7 @@ pub fn damaged_layers(folder: &Path, count: u32) {
     }
 }
 
+/// The layers, the disk first.
 fn layers_of(folder: &Path, count: u32, size: u64) -> Vec<PathBuf> {
     let id = |depth: u32| {
         let mut id = [1; 16];
