@@ -189,9 +189,9 @@ fn an_undo_file_that_is_damaged_or_none_restores_nothing() {
     }
 }
 
-/// What a repair had saved when it was cut counts, also where it has to be done again.
+/// What a repair had saved when it was cut counts; what it had changed is taken back before another one looks.
 #[test]
-fn a_repair_that_was_cut_goes_on_with_its_undo_file() {
+fn a_repair_that_was_cut_is_taken_back_first() {
     let dir = tempfile::tempdir().unwrap();
     let name = |name: &str| dir.path().join(name);
     let (path, saved) = (name("disk.vhd"), name("undo"));
@@ -202,14 +202,37 @@ fn a_repair_that_was_cut_goes_on_with_its_undo_file() {
     // Its last record says that it is complete. Half of one is none.
     let cut = &whole[..whole.len() - 16];
 
-    // One superblock is written and the other one is not.
-    let mut half = before.clone();
-    half.2[4096..8192].copy_from_slice(&after.2[4096..8192]);
-    put_back(&path, &half);
+    // Nothing is changed yet: it goes on.
+    put_back(&path, &before);
     fs::write(&saved, cut).unwrap();
     assert!(repaired(&path).unwrap().is_sound());
     undo(Arc::new(HostVfs), &saved, &path, false).unwrap();
     assert!(fingerprint(&path) == before, "not what it was before the first of the two");
+
+    // One superblock is written and the other one is not.
+    let mut half = before.clone();
+    half.2[4096..8192].copy_from_slice(&after.2[4096..8192]);
+    // Where zeros were saved.
+    let mut hole = before.clone();
+    let zeros = before.2.chunks(4096).position(|page| page.iter().all(|&byte| byte == 0)).unwrap();
+    hole.2[zeros * 4096 + 4095] = 1;
+    for changed in [&half, &hole] {
+        put_back(&path, changed);
+        fs::write(&saved, cut).unwrap();
+        let error = repaired(&path).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        let words = format!(
+            "disk.vhd: a repair of it was cut short, and {} has what that replaced; restore it first (cowvhd repair \
+             --undo-apply), or, if it has been used since, name another undo file",
+            saved.display()
+        );
+        assert!(error.to_string().ends_with(&words), "{error}");
+        assert!(fingerprint(&path) == *changed && fs::read(&saved).unwrap() == cut);
+        undo(Arc::new(HostVfs), &saved, &path, false).unwrap();
+        assert!(fingerprint(&path) == before);
+        assert!(repaired(&path).unwrap().is_sound());
+    }
+    undo(Arc::new(HostVfs), &saved, &path, false).unwrap();
 
     // One that is complete belongs to that repair alone, and one of another disk to that disk.
     let error = repaired(&path).unwrap_err();

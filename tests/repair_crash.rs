@@ -1,5 +1,6 @@
-//! Repair on a medium that loses power: cut at every step, and the repair after that again. In every state another repair ends
-//! with all of the guest's content, nothing is worse than before, and undoing restores the damaged bytes.
+//! Repair on a medium that loses power: cut at every step, and the repair after that again. In every state undoing restores the
+//! damaged bytes, from which another repair ends with all of the guest's content, and nothing is worse than before. Where block
+//! headers tell of all blocks, so does a repair of what the first one left.
 
 #![cfg(feature = "sim")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
@@ -8,13 +9,15 @@ use cowvhd::check::{Code, Consent, Severity, check, check_chain, relink, repair,
 use cowvhd::sim::{Bounds, CrashPoint, CrashState, Rng, SimVfs};
 use cowvhd::vfs::{Access, Vfs};
 use cowvhd::vhd::{DynamicHeader, HeaderCookie};
-use cowvhd::{CreateOptions, OpenOptions};
+use cowvhd::{CreateOptions, ErrorKind, OpenOptions};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
 const IMAGE: &str = "/disk.vhd";
 const UNDO: &str = "/disk.vhd.undo";
+/// Of a repair, and of those that go on with what it left.
+const UNDO_FILES: [&str; 3] = [UNDO, "/second.undo", "/third.undo"];
 const BLOCK: u64 = 16 << 10;
 const TABLE: u64 = 1 << 20;
 const SLOTS: u64 = 5 << 20;
@@ -67,11 +70,14 @@ fn copy(vfs: &SimVfs) -> SimVfs {
 }
 
 struct Explorer {
+    /// Block headers tell of all blocks.
+    described: bool,
     content: Vec<u8>,
     damaged: Vec<u8>,
     damaged_hash: Option<u64>,
     before: Option<Severity>,
     states: u64,
+    taken_back: u64,
 }
 
 impl Explorer {
@@ -79,7 +85,7 @@ impl Explorer {
         let mut rng = Rng::new(seed);
         for (number, point) in points.iter().enumerate() {
             // Deeper down a few points are enough: every cut of the first repair leads there.
-            if depth == 0 && !rng.one_in(3) {
+            if depth == 0 && !rng.one_in(6) {
                 continue;
             }
             point.for_each_state(rng.next_u64(), &Bounds::sample(limit), |state| {
@@ -102,8 +108,10 @@ impl Explorer {
         );
 
         let back = state.to_vfs(state.hash);
-        if back.open(Path::new(UNDO), Access::ReadOnly).is_ok() {
-            undo(Arc::new(back.clone()), Path::new(UNDO), path, true).unwrap();
+        for saved in UNDO_FILES.iter().rev().map(Path::new) {
+            if back.open(saved, Access::ReadOnly).is_ok() {
+                undo(Arc::new(back.clone()), saved, path, true).unwrap();
+            }
         }
         if back.content_hash(path) != self.damaged_hash {
             let restored = back.content(path).unwrap();
@@ -117,19 +125,34 @@ impl Explorer {
         }
 
         vfs.record(depth > 0);
-        let shared: Arc<dyn Vfs> = Arc::new(vfs.clone());
-        // One that was cut behind its last record is complete.
-        let (again, saved) = match repair(Arc::clone(&shared), path, Consent::All, Path::new(UNDO)) {
-            Err(error) if error.kind() == cowvhd::ErrorKind::Exists => {
-                (repair(shared, path, Consent::All, Path::new("/second.undo")), false)
+        let run = |vfs: &SimVfs, undo| repair(Arc::new(vfs.clone()), path, Consent::All, Path::new(undo));
+        let mut again = run(&vfs, UNDO);
+        if again.as_ref().is_err_and(|error| error.kind() == ErrorKind::Corrupt) {
+            self.taken_back += 1;
+            // It is the first repair again, so some are enough.
+            if !self.described || self.taken_back % 8 == 1 {
+                let again = run(&back, UNDO).unwrap_or_else(|error| panic!("{what}, taken back: {error}"));
+                assert!(again.is_sound() && content(&back) == self.content, "{what}: {:#?}", again.steps);
             }
-            result => (result, true),
-        };
+            if !self.described {
+                return;
+            }
+        }
+        // One that was cut behind its last record is complete, and nothing leads on from there.
+        let is_complete = again.as_ref().is_err_and(|error| error.kind() == ErrorKind::Exists);
+        for other in UNDO_FILES {
+            match &again {
+                Err(error) if matches!(error.kind(), ErrorKind::Exists | ErrorKind::Corrupt) => {
+                    again = run(&vfs, other)
+                }
+                _ => break,
+            }
+        }
         let again = again.unwrap_or_else(|error| panic!("{what}: {error}"));
         assert!(again.is_sound(), "{what}: {:#?} {:#?}", again.steps, again.after.findings());
         assert!(content(&vfs) == self.content, "{what}: {:#?}", again.steps);
         let points = vfs.take_crash_points();
-        if saved && again.changes() && depth > 0 {
+        if !is_complete && again.changes() && depth > 0 {
             self.explore(&points, state.hash, 2, depth - 1, what);
         }
     }
@@ -155,7 +178,11 @@ fn cut_everywhere_in(image: &(SimVfs, Vec<u8>), cases: &[(&str, &[(u64, u64)])])
     }
 }
 
-fn cut_everywhere_after((good, content): &(SimVfs, Vec<u8>), cases: &[(&str, Damage<'_>)]) {
+fn cut_everywhere_after(image: &(SimVfs, Vec<u8>), cases: &[(&str, Damage<'_>)]) {
+    explore_cuts(image, true, cases);
+}
+
+fn explore_cuts((good, content): &(SimVfs, Vec<u8>), described: bool, cases: &[(&str, Damage<'_>)]) {
     for (name, damage) in cases {
         let vfs = copy(good);
         damage(&vfs);
@@ -168,9 +195,12 @@ fn cut_everywhere_after((good, content): &(SimVfs, Vec<u8>), cases: &[(&str, Dam
         assert!(repaired.is_sound() && repaired.changes(), "{name}: {:?}", repaired.after.findings());
         let mut points = vfs.take_crash_points();
         points.push(vfs.crash_now());
-        let mut explorer = Explorer { content: content.clone(), damaged, damaged_hash, before, states: 0 };
+        let content = content.clone();
+        let mut explorer =
+            Explorer { described, content, damaged, damaged_hash, before, states: 0, taken_back: 0 };
         explorer.explore(&points, 1, 6, 1, name);
         assert!(explorer.states > 20, "{name}: {} states", explorer.states);
+        assert!(described || explorer.taken_back > 20, "{name}: {}", explorer.taken_back);
     }
 }
 
@@ -249,6 +279,51 @@ fn an_image_whose_cookie_was_turned_back() {
     );
 }
 
+/// What a reader that follows the table shows of an image of eight blocks.
+fn shown(bytes: &[u8]) -> Vec<u8> {
+    let mut content = vec![0; 8 * BLOCK as usize];
+    let table = bytes[TABLE as usize..].chunks(4);
+    for (block, entry) in content.chunks_mut(BLOCK as usize).zip(table) {
+        let at = u32::from_be_bytes(entry.try_into().unwrap()) as usize * 512;
+        let Some((bits, data)) = bytes.get(at..).and_then(|block| block.split_at_checked(512)) else {
+            continue;
+        };
+        for (sector, (to, from)) in block.chunks_mut(512).zip(data.chunks(512)).enumerate() {
+            if bits[sector / 8] & (0x80 >> (sector % 8)) != 0 {
+                to.copy_from_slice(from);
+            }
+        }
+    }
+    content
+}
+
+/// Another program added blocks, and entries that name what others hold: what each entry shows is kept.
+#[test]
+fn blocks_that_share_space() {
+    let (vfs, _) = image(true);
+    let path = Path::new(IMAGE);
+    let bytes = vfs.content(path).unwrap();
+    let (end, footer) = (bytes.len() as u64 - 512, &bytes[..512]);
+    let mut block = vec![0; 512 + BLOCK as usize];
+    block[0] = 0xff;
+    block[512..][..4096].fill(0x5a);
+    let file = vfs.open(path, Access::ReadWrite).unwrap();
+    let entry = |block: u64, at: u64| {
+        file.write_at(&u32::try_from(at / 512).unwrap().to_be_bytes(), TABLE + 4 * block).unwrap();
+    };
+    file.write_at(&block, end).unwrap();
+    file.write_at(footer, end + block.len() as u64).unwrap();
+    entry(2, end);
+    entry(4, end);
+    // Its bitmap is what block 0 holds.
+    entry(5, SLOTS + 4096);
+    file.sync_data().unwrap();
+    let damaged = vfs.content(path).unwrap();
+    let content = shown(&damaged);
+    assert!(content[2 * BLOCK as usize..].starts_with(&[0x5a; 512]));
+    explore_cuts(&(vfs, content), false, &[("blocks that share space", &|_| {})]);
+}
+
 const BASE: &str = "/base.vhd";
 const MOVED: &str = "/moved.vhd";
 
@@ -293,15 +368,24 @@ fn judge_relink(
     assert!(moved || found.worst() <= Some(Severity::Risk), "{what}: {:?}", found.codes());
 
     let back = state.to_vfs(state.hash);
-    if back.open(Path::new(UNDO), Access::ReadOnly).is_ok() {
-        undo(Arc::new(back.clone()), Path::new(UNDO), path, true).unwrap();
+    for saved in UNDO_FILES.iter().rev().map(Path::new) {
+        if back.open(saved, Access::ReadOnly).is_ok() {
+            undo(Arc::new(back.clone()), saved, path, true).unwrap();
+        }
     }
     assert!(back.content(path).unwrap() == before, "{what}: undone");
 
     vfs.record(depth > 0);
-    let (mut again, mut saved) = (relink(&options(&vfs), path, None, Some(Path::new(UNDO))), true);
-    if matches!(&again, Err(error) if error.kind() == cowvhd::ErrorKind::Exists) {
-        (again, saved) = (relink(&options(&vfs), path, None, Some(Path::new("/second.undo"))), false);
+    let mut again = relink(&options(&vfs), path, None, Some(Path::new(UNDO)));
+    let is_complete = again.as_ref().is_err_and(|error| error.kind() == ErrorKind::Exists);
+    for other in UNDO_FILES {
+        match &again {
+            // One that was cut, which a relink need not take back: it is a session like any other.
+            Err(error) if matches!(error.kind(), ErrorKind::Exists | ErrorKind::Corrupt) => {
+                again = relink(&options(&vfs), path, None, Some(Path::new(other)));
+            }
+            _ => break,
+        }
     }
     let again = again.unwrap_or_else(|error| panic!("{what}: {error}"));
     // Where a journal alone has the new name, it is done again.
@@ -312,7 +396,7 @@ fn judge_relink(
     assert!(content(&vfs) == expected, "{what}: content");
     let found = check_chain(&options(&vfs), path).unwrap();
     assert!(found.is_sound(), "{what}: {:?}", found.codes());
-    if depth > 0 && saved {
+    if depth > 0 && !is_complete {
         for (cut, point) in points.iter().enumerate().step_by(5) {
             point.for_each_state(state.hash, &Bounds::sample(2), |state| {
                 let what = format!("{what}, then {cut}");

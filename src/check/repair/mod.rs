@@ -103,8 +103,9 @@ pub fn plan(vfs: Arc<dyn Vfs>, path: &Path, consent: Consent) -> Result<Repair> 
 }
 
 /// Repairs the image at `path`. What is replaced is saved in the new file `undo` first, durably; nothing is made where there is
-/// nothing to do. An undo file that a killed repair of this image left unfinished is continued; any other file of that
-/// name is an error ([`ErrorKind::Exists`](crate::ErrorKind::Exists)).
+/// nothing to do. Where a repair of this image was cut and left `undo` unfinished, what it has changed must be taken back
+/// first ([`undo`]), which the error says ([`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt)): what was being written may be
+/// gone. Any other file of that name is an error as well ([`ErrorKind::Exists`](crate::ErrorKind::Exists)).
 pub fn repair(vfs: Arc<dyn Vfs>, path: &Path, consent: Consent, undo: &Path) -> Result<Repair> {
     let found = super::check(Arc::clone(&vfs), path)?;
     let finished = is_unfinished(&found) && finish_snapshot(&vfs, path)?;
@@ -149,7 +150,7 @@ fn repair_file(vfs: Arc<dyn Vfs>, path: &Path, consent: Consent, undo: &Path) ->
         modified: file.modified().map_err(io)?,
         disk_id: disk_id(&*file, path)?,
     };
-    let undo = UndoFile::open(&*vfs, undo, before)?;
+    let undo = UndoFile::open(&*vfs, undo, (&*file, path), before)?;
     let guarded = Arc::new(GuardedFile { inner: file, undo: Mutex::new(undo) });
     let target = Target { vfs, path, file: Arc::clone(&guarded) as Arc<dyn File>, guard: Some(&guarded) };
     let repaired = target.run(consent)?;

@@ -63,7 +63,7 @@ pub fn relink(
         modified: file.modified().map_err(io)?,
         disk_id: decision.footer.unique_id,
     };
-    let undo = UndoFile::open(&*vfs, undo, before)?;
+    let undo = UndoFile::open(&*vfs, undo, (&*file, path), before)?;
     let guarded = Arc::new(GuardedFile { inner: file, undo: Mutex::new(undo) });
     let one = OneFile {
         inner: Arc::clone(&vfs),

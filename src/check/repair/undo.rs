@@ -93,12 +93,18 @@ pub(super) struct UndoFile {
 }
 
 impl UndoFile {
-    /// Begins an undo file, or goes on with one that a repair of this image left unfinished. Fails with `Exists` where a finished
-    /// one, or any other file, has the name.
-    pub(super) fn open(vfs: &dyn Vfs, path: &Path, before: Before) -> Result<Self> {
+    /// Begins an undo file for `image`, or goes on with one that a repair of it left unfinished before it changed what is saved.
+    /// Fails with `Exists` where a finished one, or any other file, has the name, and as damaged where the image is no longer
+    /// what was saved: what was being written as the repair was cut may be gone, and a plan made of the rest would lose it.
+    pub(super) fn open(
+        vfs: &dyn Vfs,
+        path: &Path,
+        (image, image_path): (&dyn File, &Path),
+        before: Before,
+    ) -> Result<Self> {
         let io = |error| Error::io(path, "making the undo file", error);
         match vfs.open(path, Access::ReadWrite) {
-            Ok(file) => return Self::resume(file, path, &before),
+            Ok(file) => return Self::resume(file, path, (image, image_path), &before),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(io(error)),
         }
@@ -112,7 +118,12 @@ impl UndoFile {
         Ok(UndoFile { path: path.to_path_buf(), file, before, saved, end: FIRST_RECORD })
     }
 
-    fn resume(file: Arc<dyn File>, path: &Path, now: &Before) -> Result<Self> {
+    fn resume(
+        file: Arc<dyn File>,
+        path: &Path,
+        (image, image_path): (&dyn File, &Path),
+        now: &Before,
+    ) -> Result<Self> {
         let exists = || Err(Error::Exists { path: path.to_path_buf() });
         let Ok(mut reader) = Reader::open(&*file, path) else { return exists() };
         let before = reader.before;
@@ -121,12 +132,29 @@ impl UndoFile {
         }
         let mut saved = RangeSet::default();
         let mut end = FIRST_RECORD;
+        let mut is_changed = false;
+        let io = |error| Error::io(image_path, "comparing with the undo file", error);
         while let Some((record, behind)) = reader.next(&*file, path)? {
-            match record {
-                Saved::Bytes(range) | Saved::Zeros(range) => saved.insert(range),
+            let range = match record {
+                Saved::Bytes(range) => {
+                    is_changed = is_changed || !holds(image, range.start, &reader.payload).map_err(io)?;
+                    range
+                }
+                Saved::Zeros(range) => {
+                    is_changed = is_changed || !holds_zeros(image, &range).map_err(io)?;
+                    range
+                }
                 Saved::End { .. } => return exists(),
-            }
+            };
+            saved.insert(range);
             end = behind;
+        }
+        if is_changed {
+            return Err(Error::Damaged {
+                path: image_path.to_path_buf(),
+                what: format!("a repair of it was cut short, and {} has what that replaced", path.display()),
+                hint: "restore it first (cowvhd repair --undo-apply), or, if it has been used since, name another undo file",
+            });
         }
         // What was cut must not look like a record behind the next one.
         file.set_len(end).map_err(|error| Error::io(path, "going on with the undo file", error))?;
@@ -200,6 +228,26 @@ impl UndoFile {
         self.append(KIND_END, file_bytes, modified.seconds as u64, modified.nanoseconds, &[]).map_err(io)?;
         self.file.sync_data().map_err(io)
     }
+}
+
+/// Whether a file holds `bytes` at `offset`; behind its end there are zeros.
+fn holds(file: &dyn File, offset: u64, bytes: &[u8]) -> io::Result<bool> {
+    let mut found = vec![0; bytes.len()];
+    file.read_or_zero_at(&mut found, offset)?;
+    Ok(found == bytes)
+}
+
+fn holds_zeros(file: &dyn File, range: &Range<u64>) -> io::Result<bool> {
+    let mut at = range.start;
+    while let Some(data) = file.next_data(at)?.filter(|data| data.start < range.end) {
+        let start = data.start.max(at);
+        let length = MAX_RECORD_BYTES.min(data.end.min(range.end) - start);
+        if !holds(file, start, &vec![0; length as usize])? {
+            return Ok(false);
+        }
+        at = start + length;
+    }
+    Ok(true)
 }
 
 fn header_bytes(before: &Before) -> [u8; HEADER_BYTES] {
