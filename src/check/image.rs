@@ -58,6 +58,12 @@ impl Image {
         header.table_offset..header.table_offset.saturating_add(vhd::bat_bytes(header.max_table_entries))
     }
 
+    /// Whether the table is the one that the last close left.
+    pub(super) fn has_table_of_last_close(&self) -> bool {
+        let left = self.inspection.decision.superblock.map(|(superblock, _)| superblock.fingerprint.bat_crc);
+        left == Some(layer::entries_crc(&self.entries))
+    }
+
     /// Blocks that the disk has.
     pub(super) fn disk_blocks(&self) -> u64 {
         let decision = &self.inspection.decision;

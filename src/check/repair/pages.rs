@@ -9,7 +9,7 @@ use crate::check::report::Report;
 use crate::check::slots;
 use crate::error::{Error, Result};
 use crate::ext::{BlockHeader, PAGE_BYTES};
-use crate::layer::{self, Condition};
+use crate::layer::Condition;
 use crate::vfs::{File, FileExt};
 use crate::vhd::{self, DiskType, bitmap};
 use std::collections::BTreeMap;
@@ -30,7 +30,6 @@ pub(super) fn works(image: &Image, report: &Report, file: &dyn File, path: &Path
     let first = next;
     let ones = full_bitmap(image);
     let differencing = decision.footer.disk_type == DiskType::Differencing;
-    let proven = layer::entries_crc(&image.entries) == superblock.fingerprint.bat_crc;
     // As a seal's CRCs tell them: of all blocks, or the others are guessed.
     let told: BTreeMap<u32, Vec<u8>> = match differencing {
         true => lost.iter().filter_map(|&b| Some((b, data::sealed_bitmap(file, image, b)?))).collect(),
@@ -48,7 +47,7 @@ pub(super) fn works(image: &Image, report: &Report, file: &dyn File, path: &Path
             false => format!("make the headers of {} again, all their bits set", blocks(&lost)),
         },
         // Which sectors of a child were written, its bitmaps alone say.
-        safe: proven && (!differencing || all_told),
+        safe: image.has_table_of_last_close() && (!differencing || all_told),
         ..Work::default()
     };
     for block in lost {

@@ -58,6 +58,7 @@ fn bad_entries(image: &Image, file: &dyn File, path: &Path) -> Result<Vec<Work>>
         true => slots::scan(file, path, image.place(), image.inspection.decision.footer.unique_id)?,
         false => FoundSlots::default(),
     };
+    let proven = image.has_table_of_last_close();
     let entry_of = |block: u32| image.entries.get(block as usize).copied().unwrap_or(vhd::UNALLOCATED);
     let holder = found.holders();
     let mut moved = Changes::new();
@@ -70,6 +71,10 @@ fn bad_entries(image: &Image, file: &dyn File, path: &Path) -> Result<Vec<Work>>
     for &block in &bad {
         let entry = entry_of(block);
         let is_bad_entry = image.bad_entries.binary_search(&block).is_ok();
+        if proven && !is_bad_entry {
+            // It is right, and its header is made again: another one is an older one.
+            continue;
+        }
         match found.get(block) {
             Some(right) if right.slot != entry => {
                 moved.insert(block, right.slot);
