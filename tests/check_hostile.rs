@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "support/damage.rs"]
+mod damage;
 #[path = "support/golden.rs"]
 mod golden;
 #[path = "support/hostile.rs"]
@@ -11,7 +13,9 @@ mod hostile;
 use cowvhd::check::{Code, Consent, Finding, Repair, Report, Step, check, plan, repair, salvage, undo};
 use cowvhd::vfs::HostVfs;
 use cowvhd::{CreateOptions, DiskInfo, ErrorKind, OpenOptions};
+use damage::{SLOTS, STRIDE, content};
 use golden::nameless;
+use hostile::images;
 use hostile::{Case, Outcome, cases};
 use std::fmt::Write;
 use std::fs;
@@ -19,10 +23,6 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
-
-/// The slots of an image made here.
-const SLOTS: u64 = 7 << 20;
-const STRIDE: u64 = (2 << 20) + 4096;
 
 /// Enough of a file to see that it was not changed.
 type Fingerprint = (u64, std::time::SystemTime, Vec<u8>);
@@ -120,12 +120,12 @@ fn every_image_is_documented() {
 fn what_only_a_newer_version_knows_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk.vhd");
-    hostile::ours(&path);
+    images::ours(&path);
     let mut page = fs::read(&path).unwrap()[4096..8192].to_vec();
     page[39] = 0x40;
     let crc = crc32fast::hash(&page[..4092]);
     page[4092..].copy_from_slice(&crc.to_be_bytes());
-    hostile::write(&path, &page, 4096);
+    images::write(&path, &page, 4096);
     let before = fingerprint(&path);
     assert_eq!(check(Arc::new(HostVfs), &path).unwrap_err().kind(), ErrorKind::Unsupported);
     let error = repair(Arc::new(HostVfs), &path, Consent::All, &dir.path().join("undo")).unwrap_err();
@@ -145,9 +145,9 @@ fn what_is_no_file_is_an_error_at_once() {
 
 /// A disk that lost both superblocks.
 fn damaged(path: &Path) -> Fingerprint {
-    hostile::ours(path);
-    hostile::write(path, &[1], 4096);
-    hostile::write(path, &[1], 8192);
+    images::ours(path);
+    images::write(path, &[1], 4096);
+    images::write(path, &[1], 8192);
     fingerprint(path)
 }
 
@@ -394,14 +394,8 @@ fn bits_of_a_child_are_told_by_its_data() {
         disk.write_at(&[2; 4096], (2 << 20) + unit * 4096).unwrap();
     }
     disk.close().unwrap();
-    let content = || {
-        let disk = OpenOptions::new().read_only(true).open(&path).unwrap();
-        let mut content = vec![0; 8 << 20];
-        disk.read_at(&mut content, 0).unwrap();
-        content
-    };
-    let before = content();
-    hostile::write(&path, &[0; 4096], 7 << 20);
+    let before = content(&path);
+    images::write(&path, &[0; 4096], 7 << 20);
     let vfs = || Arc::new(HostVfs);
     // Without consent nothing is begun: not the counting that goes with a new header either.
     let preened = repair(vfs(), &path, Consent::Safe, &saved).unwrap();
@@ -413,7 +407,7 @@ fn bits_of_a_child_are_told_by_its_data() {
         safe: false,
     };
     assert!(repaired.steps.contains(&made), "{:?}", repaired.steps);
-    assert!(content() == before);
+    assert!(content(&path) == before);
     let bits = fs::read(&path).unwrap()[(7 << 20) + 3584..][..512].to_vec();
     let set: Vec<usize> = (0..512).filter(|&unit| bits[unit] == 0xff).collect();
     assert!(set == [0, 5, 511] && bits.iter().all(|&byte| byte == 0 || byte == 0xff), "{set:?}");
@@ -425,12 +419,12 @@ fn bits_of_a_child_are_told_by_its_data() {
 fn a_slot_named_twice_is_left_alone_without_consent() {
     let dir = tempfile::tempdir().unwrap();
     let [path, saved] = ["disk.vhd", "undo"].map(|name| dir.path().join(name));
-    hostile::ours(&path);
+    images::ours(&path);
     let bytes = fs::read(&path).unwrap();
     let (end, entry) = (bytes.len() as u64 - 512, (7 * 1024 * 1024 + 3584_u32) / 512);
-    hostile::write(&path, &[&[0xff; 512][..], &[9; 2 << 20], &bytes[end as usize..]].concat(), end);
-    hostile::write(&path, &((end / 512) as u32).to_be_bytes(), (3 << 20) + 6 * 4);
-    hostile::write(&path, &entry.to_be_bytes(), (3 << 20) + 5 * 4);
+    images::write(&path, &[&[0xff; 512][..], &[9; 2 << 20], &bytes[end as usize..]].concat(), end);
+    images::write(&path, &((end / 512) as u32).to_be_bytes(), (3 << 20) + 6 * 4);
+    images::write(&path, &entry.to_be_bytes(), (3 << 20) + 5 * 4);
     let before = fs::read(&path).unwrap();
     let found = check(Arc::new(HostVfs), &path).unwrap();
     assert_eq!(found.count(Code::BatOverlap), 1, "{:?}", found.findings());
@@ -450,18 +444,16 @@ fn a_slot_named_twice_is_left_alone_without_consent() {
 fn a_block_of_another_program_that_is_named_twice_gets_a_copy() {
     let dir = tempfile::tempdir().unwrap();
     let [path, saved] = ["disk.vhd", "undo"].map(|name| dir.path().join(name));
-    hostile::ours(&path);
+    images::ours(&path);
     let bytes = fs::read(&path).unwrap();
     let end = bytes.len() as u64 - 512;
-    hostile::write(&path, &[&[0xff; 512][..], &[9; 2 << 20], &bytes[end as usize..]].concat(), end);
+    images::write(&path, &[&[0xff; 512][..], &[9; 2 << 20], &bytes[end as usize..]].concat(), end);
     for block in [5, 6] {
-        hostile::write(&path, &((end / 512) as u32).to_be_bytes(), (3 << 20) + block * 4);
+        images::write(&path, &((end / 512) as u32).to_be_bytes(), (3 << 20) + block * 4);
     }
     let repaired = repair(Arc::new(HostVfs), &path, Consent::All, &saved).unwrap();
     assert!(repaired.is_sound(), "{:?} {:?}", repaired.steps, repaired.after.findings());
-    let disk = OpenOptions::new().read_only(true).open(&path).unwrap();
-    let mut content = vec![0; 16 << 20];
-    disk.read_at(&mut content, 0).unwrap();
+    let content = content(&path);
     for (block, fill) in [(0_usize, 1), (1, 2), (3, 4)] {
         assert!(content[block << 21..][4096..12288].iter().all(|&byte| byte == fill), "block {block}");
     }
@@ -474,7 +466,7 @@ fn a_block_of_another_program_that_is_named_twice_gets_a_copy() {
 fn a_header_in_leaked_space_moves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let [path, saved] = ["disk.vhd", "undo"].map(|name| dir.path().join(name));
-    hostile::ours(&path);
+    images::ours(&path);
     let disk = OpenOptions::new().open(&path).unwrap();
     disk.discard(0, 2 << 20).unwrap();
     disk.close().unwrap();
@@ -485,14 +477,11 @@ fn a_header_in_leaked_space_moves_nothing() {
     older[40..48].copy_from_slice(&90_u64.to_be_bytes());
     let crc = crc32fast::hash(&older[..60]);
     older[60..64].copy_from_slice(&crc.to_be_bytes());
-    hostile::write(&path, &older, free);
-    hostile::write(&path, &[0; 4096], third);
+    images::write(&path, &older, free);
+    images::write(&path, &[0; 4096], third);
     let repaired = repair(Arc::new(HostVfs), &path, Consent::All, &saved).unwrap();
     assert!(repaired.is_sound(), "{:?}", repaired.after.findings());
-    let disk = OpenOptions::new().read_only(true).open(&path).unwrap();
-    let mut content = vec![0; 8192];
-    disk.read_at(&mut content, 3 * (2 << 20) + 4096).unwrap();
-    assert!(content == [4; 8192], "{:?}", repaired.steps);
+    assert!(content(&path)[3 * (2 << 20) + 4096..][..8192] == [4; 8192], "{:?}", repaired.steps);
     // Whatever becomes of the other one, it is older.
     assert_eq!(fs::read(&path).unwrap()[third as usize..][40..48], 91_u64.to_be_bytes());
 }

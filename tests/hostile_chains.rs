@@ -16,6 +16,7 @@ use cowvhd::vhd::{
     bitmap_bytes, locator,
 };
 use cowvhd::{CreateOptions, ErrorKind, OpenOptions};
+use hostile::images;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -524,16 +525,16 @@ fn a_locator_that_lies_is_passed_over() {
         let dir = tempfile::tempdir().unwrap();
         let (path, base) = (dir.path().join("disk.vhd"), dir.path().join("base.vhd"));
         (case.build)(&path);
-        let size = 8 * hostile::BLOCK as usize;
+        let size = 8 * images::BLOCK as usize;
         Image { size, blocks: vec![Some(0xbb); size / BLOCK], ..Image::root(9, 0) }.write(&base);
         let mut expected = vec![0xbb; size];
         for block in [0, 1, 3] {
-            expected[block * hostile::BLOCK as usize..][..hostile::BLOCK as usize].fill(block as u8 + 1);
+            expected[block * images::BLOCK as usize..][..images::BLOCK as usize].fill(block as u8 + 1);
         }
         let found = content(OpenOptions::new(), &path);
         if case.name == "a locator over a block" {
             // The payload stands in the block's data: they are one.
-            assert!(found[hostile::BLOCK as usize * 2..] == expected[hostile::BLOCK as usize * 2..]);
+            assert!(found[images::BLOCK as usize * 2..] == expected[images::BLOCK as usize * 2..]);
         } else {
             assert!(found == expected, "{}", case.name);
         }

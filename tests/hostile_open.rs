@@ -8,6 +8,7 @@
 mod hostile;
 
 use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions, ZeroMode};
+use hostile::images;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
@@ -289,7 +290,7 @@ fn content(size: u64, blocks: [u8; 4]) -> Vec<u8> {
     let ours = size > MIB;
     for (block, fill) in (0..).zip(blocks) {
         let (start, length) =
-            if ours { (block * 2 * MIB + 4096, 8192) } else { (block * hostile::BLOCK, hostile::BLOCK) };
+            if ours { (block * 2 * MIB + 4096, 8192) } else { (block * images::BLOCK, images::BLOCK) };
         let end = (start + length).min(size);
         if start < end {
             content[start as usize..end as usize].fill(fill);
@@ -463,7 +464,7 @@ fn no_block_is_allocated_past_two_to_the_32_sectors() {
     CreateOptions::new(16 * MIB).create(&path).unwrap();
     // The table moves to just below 2 TiB, and the slots with it: there is room for one block and no more.
     let table = (2 << 40) - 8 * MIB;
-    hostile::move_table(&path, table, table + 4 * MIB);
+    images::move_table(&path, table, table + 4 * MIB);
     let mut allocated = 0;
     let disk = OpenOptions::new().open(&path).unwrap();
     for block in 0..8 {
@@ -496,13 +497,13 @@ fn no_block_is_allocated_past_two_to_the_32_sectors() {
 fn a_journal_that_is_replayed_twice_changes_nothing_the_second_time() {
     let dir = tempfile::tempdir().unwrap();
     let (path, again) = (dir.path().join("disk.vhd"), dir.path().join("again.vhd"));
-    hostile::ours_dirty(&path);
+    images::ours_dirty(&path);
     let dirty = fs::read(&path).unwrap();
     drop(OpenOptions::new().open(&path).unwrap());
     let recovered = fs::read(&path).unwrap();
     // The structures of the file before the recovery, over what the recovery has left: the same journal once more.
     fs::write(&again, &recovered).unwrap();
-    hostile::write(&again, &dirty[..3 * MIB as usize], 0);
+    images::write(&again, &dirty[..3 * MIB as usize], 0);
     for path in [&path, &again] {
         let disk = OpenOptions::new().open(path).unwrap();
         let mut found = vec![0xee; disk.size() as usize];

@@ -9,6 +9,7 @@
 mod hostile;
 
 use cowvhd::{Disk, OpenOptions};
+use hostile::images;
 use std::fs;
 use std::path::PathBuf;
 
@@ -303,7 +304,7 @@ impl Bench {
             fs::remove_file(&path).unwrap();
             bytes
         };
-        let (clean, dirty) = (made(hostile::ours), made(hostile::ours_dirty));
+        let (clean, dirty) = (made(images::ours), made(images::ours_dirty));
         Bench { _dir: dir, path, clean, dirty }
     }
 
@@ -378,23 +379,23 @@ fn a_field_of_ones_is_named_or_of_no_matter() {
     let path = &bench.path;
     let end = bench.clean.len() as u64 - 512;
     bench.ones(&bench.clean, FOOTER, |at, ones| {
-        [0, BACKUP, end].iter().for_each(|&footer| hostile::patch::<512>(path, footer, at, ones, 64));
+        [0, BACKUP, end].iter().for_each(|&footer| images::patch::<512>(path, footer, at, ones, 64));
     });
     bench.ones(&bench.clean, HEADER, |at, ones| {
-        [512, BACKUP + 512].iter().for_each(|&header| hostile::patch::<1024>(path, header, at, ones, 36));
+        [512, BACKUP + 512].iter().for_each(|&header| images::patch::<1024>(path, header, at, ones, 36));
     });
     for image in [&bench.clean, &bench.dirty] {
         bench.ones(image, SUPERBLOCK, |at, ones| {
-            [4096, 8192].iter().for_each(|&superblock| hostile::patch_superblock(path, superblock, at, ones));
+            [4096, 8192].iter().for_each(|&superblock| images::patch_superblock(path, superblock, at, ones));
         });
     }
     bench.ones(&bench.dirty, ENTRY, |at, ones| {
-        let newest = *hostile::places(path).last().unwrap();
-        hostile::patch_entry(path, newest, |entry| entry[at..at + ones.len()].copy_from_slice(ones));
+        let newest = *images::places(path).last().unwrap();
+        images::patch_entry(path, newest, |entry| entry[at..at + ones.len()].copy_from_slice(ones));
     });
     // Entries of the block table, whose one value of ones means that there is no block.
     fs::write(path, &bench.clean).unwrap();
-    hostile::write(path, &0xffff_fffe_u32.to_be_bytes(), TABLE + 4 * 5);
+    images::write(path, &0xffff_fffe_u32.to_be_bytes(), TABLE + 4 * 5);
     let text = "block table entry 5 is sector 4294967294: the block ends at";
     bench.judge("the block table", &Error(text), false);
 }

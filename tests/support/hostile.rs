@@ -2,23 +2,20 @@
 //!
 //! docs/check.md has them as a table.
 
+#[path = "images.rs"]
+pub mod images;
+
 use cowvhd::check::Code;
-use cowvhd::vhd::{
-    DiskType, DynamicHeader, Footer, ParentLocator, PlatformCode, Timestamp, UniqueId, checksum,
-};
+use cowvhd::vhd::{DiskType, DynamicHeader, Footer, ParentLocator, PlatformCode, Timestamp, UniqueId};
 use cowvhd::{CreateOptions, OpenOptions};
+use images::{
+    BLOCK, FIRST_BLOCK, MIB, OUR_TABLE, RING, SIZE, STRIDE, TABLE, add_block, append_block, foreign,
+    foreign_of, length, ours, ours_dirty, patch, patch_entry, patch_footers, patch_header, patch_superblock,
+    places, read, set_length, write,
+};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-
-const MIB: u64 = 1 << 20;
-/// Blocks of the images that are laid out by hand.
-pub const BLOCK: u64 = 64 << 10;
-/// Their table stands behind the header, with room up to the first block.
-const TABLE: u64 = 1536;
-const FIRST_BLOCK: u64 = 8192;
-const STRIDE: u64 = BLOCK + 512;
-const SIZE: u64 = 8 * BLOCK;
 
 /// What a repair can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,101 +62,6 @@ pub fn cases() -> Vec<Case> {
     cases.extend(superblocks());
     cases.extend(journals());
     cases
-}
-
-fn options() -> fs::OpenOptions {
-    let mut options = File::options();
-    options.read(true).write(true);
-    options
-}
-
-pub fn write(path: &Path, bytes: &[u8], at: u64) {
-    options().open(path).unwrap().write_all_at(bytes, at).unwrap();
-}
-
-fn read<const N: usize>(path: &Path, at: u64) -> [u8; N] {
-    let mut bytes = [0; N];
-    File::open(path).unwrap().read_exact_at(&mut bytes, at).unwrap();
-    bytes
-}
-
-fn length(path: &Path) -> u64 {
-    fs::metadata(path).unwrap().len()
-}
-
-/// Changes bytes of a VHD structure and makes its checksum right.
-pub fn patch<const N: usize>(path: &Path, structure: u64, field: usize, bytes: &[u8], checksum_at: usize) {
-    let mut whole: [u8; N] = read(path, structure);
-    whole[field..field + bytes.len()].copy_from_slice(bytes);
-    let sum = checksum(&whole, checksum_at);
-    whole[checksum_at..checksum_at + 4].copy_from_slice(&sum.to_be_bytes());
-    write(path, &whole, structure);
-}
-
-pub fn patch_header(path: &Path, field: usize, bytes: &[u8]) {
-    patch::<1024>(path, 512, field, bytes, 36);
-}
-
-/// Both footers.
-fn patch_footers(path: &Path, field: usize, bytes: &[u8]) {
-    patch::<512>(path, 0, field, bytes, 64);
-    patch::<512>(path, length(path) - 512, field, bytes, 64);
-}
-
-/// A disk of eight blocks, of which 0, 1 and 3 are there, out of order, as other programs make them.
-pub fn foreign(path: &Path) {
-    foreign_of(path, DiskType::Dynamic, &[]);
-}
-
-fn foreign_of(path: &Path, disk_type: DiskType, locators: &[(ParentLocator, Vec<u8>)]) {
-    let id = UniqueId::from_bytes([7; 16]);
-    let mut footer = Footer::new(disk_type, SIZE, id, Timestamp(700_000_000));
-    footer.creator_app = *b"test";
-    let mut header = DynamicHeader::new(TABLE, 8, BLOCK as u32);
-    if disk_type == DiskType::Differencing {
-        header.parent_unique_id = UniqueId::from_bytes([9; 16]);
-        header.set_parent_name(&"base.vhd".encode_utf16().collect::<Vec<_>>()).unwrap();
-    }
-    let file = File::create(path).unwrap();
-    for (index, (locator, payload)) in locators.iter().enumerate() {
-        header.locators[index] = *locator;
-        if locator.data_offset < MIB && locator.data_offset >= 2560 {
-            file.write_all_at(payload, locator.data_offset).unwrap();
-        }
-    }
-    let mut table = vec![0xff; 512];
-    for (block, slot) in [(0, 1), (1, 0), (3, 2)] {
-        let at = FIRST_BLOCK + slot * STRIDE;
-        table[block * 4..][..4].copy_from_slice(&((at / 512) as u32).to_be_bytes());
-        file.write_all_at(&[0xff; 16], at).unwrap();
-        file.write_all_at(&vec![block as u8 + 1; BLOCK as usize], at + 512).unwrap();
-    }
-    file.write_all_at(&footer.to_bytes(), 0).unwrap();
-    file.write_all_at(&header.to_bytes(), 512).unwrap();
-    file.write_all_at(&table, TABLE).unwrap();
-    file.write_all_at(&footer.to_bytes(), FIRST_BLOCK + 3 * STRIDE).unwrap();
-}
-
-/// An image of cowvhd, closed, of eight blocks with 0, 1 and 3 there.
-pub fn ours(path: &Path) {
-    make_ours(path, true);
-}
-
-/// The same, with flushed data in its journal.
-pub fn ours_dirty(path: &Path) {
-    make_ours(path, false);
-}
-
-fn make_ours(path: &Path, closed: bool) {
-    CreateOptions::new(16 * MIB).create(path).unwrap();
-    let disk = OpenOptions::new().open(path).unwrap();
-    for block in [1, 0, 3] {
-        disk.write_at(&vec![block as u8 + 1; 8192], block * 2 * MIB + 4096).unwrap();
-        disk.flush().unwrap();
-    }
-    if closed {
-        disk.close().unwrap();
-    }
 }
 
 fn headers() -> Vec<Case> {
@@ -373,7 +275,7 @@ fn footers() -> Vec<Case> {
         case("a footer of 511 bytes, and the copy damaged", Code::HeadersLost, Repaired, |path| {
             foreign(path);
             write(path, &[1], 400);
-            options().open(path).unwrap().set_len(length(path) - 1).unwrap();
+            set_length(path, length(path) - 1);
         }),
         case("both headers damaged, ours", Code::HeadersLost, Repaired, |path| {
             ours(path);
@@ -406,7 +308,7 @@ fn footers() -> Vec<Case> {
         }),
         case("footer of 511 bytes", Code::FooterShort, Sound, |path| {
             foreign(path);
-            options().open(path).unwrap().set_len(length(path) - 1).unwrap();
+            set_length(path, length(path) - 1);
         }),
     ]
 }
@@ -435,7 +337,7 @@ fn files() -> Vec<Case> {
         }),
         case("a fixed disk with a footer of 511 bytes", Code::FooterShort, Sound, move |path| {
             fixed(path);
-            options().open(path).unwrap().set_len(length(path) - 1).unwrap();
+            set_length(path, length(path) - 1);
         }),
         case("a fixed disk with junk behind its footer", Code::HeadersLost, Refused, move |path| {
             fixed(path);
@@ -443,7 +345,7 @@ fn files() -> Vec<Case> {
         }),
         case("a fixed disk that was cut", Code::HeadersLost, Refused, move |path| {
             fixed(path);
-            options().open(path).unwrap().set_len(length(path) - 4096).unwrap();
+            set_length(path, length(path) - 4096);
         }),
         case("junk behind the footer", Code::FooterDamaged, Preened, |path| {
             foreign(path);
@@ -469,7 +371,7 @@ fn files() -> Vec<Case> {
             let footer: [u8; 512] = read(path, 0);
             write(path, &[0xff; 32], TABLE);
             write(path, &footer, TABLE + 512);
-            options().open(path).unwrap().set_len(TABLE + 1024).unwrap();
+            set_length(path, TABLE + 1024);
         }),
         case("blocks in front of all others that nobody names", None, Sound, |path| {
             foreign(path);
@@ -479,7 +381,7 @@ fn files() -> Vec<Case> {
             foreign(path);
             let at = FIRST_BLOCK + 5 * STRIDE;
             let footer = read::<512>(path, 0);
-            options().open(path).unwrap().set_len(FIRST_BLOCK + 2 * STRIDE).unwrap();
+            set_length(path, FIRST_BLOCK + 2 * STRIDE);
             write(path, &[0xff; 512], at);
             write(path, &vec![4; BLOCK as usize], at + 512);
             write(path, &((at / 512) as u32).to_be_bytes(), TABLE + 3 * 4);
@@ -506,11 +408,11 @@ fn bitmaps() -> Vec<Case> {
     vec![
         case("a bitmap cut by the end of the file", Code::BatRange, Repaired, |path| {
             foreign(path);
-            options().open(path).unwrap().set_len(FIRST_BLOCK + 2 * STRIDE + 256).unwrap();
+            set_length(path, FIRST_BLOCK + 2 * STRIDE + 256);
         }),
         case("a block cut by the end of the file", Code::BatRange, Repaired, |path| {
             foreign(path);
-            options().open(path).unwrap().set_len(FIRST_BLOCK + 2 * STRIDE + 10_000).unwrap();
+            set_length(path, FIRST_BLOCK + 2 * STRIDE + 10_000);
         }),
         case("a bitmap of zeros over data", Code::BitmapHidden, Refused, |path| {
             foreign(path);
@@ -602,29 +504,6 @@ pub fn locators() -> Vec<Case> {
     ]
 }
 
-/// Changes bytes of a superblock and makes its CRC right.
-pub fn patch_superblock(path: &Path, at: u64, field: usize, bytes: &[u8]) {
-    let mut page: [u8; 4096] = read(path, at);
-    page[field..field + bytes.len()].copy_from_slice(bytes);
-    let crc = crc32fast::hash(&page[..4092]);
-    page[4092..].copy_from_slice(&crc.to_be_bytes());
-    write(path, &page, at);
-}
-
-/// Moves the empty table of an image of cowvhd, and where its slots begin.
-pub fn move_table(path: &Path, table: u64, slots: u64) {
-    let bytes: [u8; 512] = read(path, OUR_TABLE);
-    let footer: [u8; 512] = read(path, 0);
-    write(path, &bytes, table);
-    for header in [512, 12288 + 512] {
-        patch::<1024>(path, header, 16, &table.to_be_bytes(), 36);
-    }
-    for superblock in [4096, 8192] {
-        patch_superblock(path, superblock, 136, &slots.to_be_bytes());
-    }
-    write(path, &footer, slots);
-}
-
 fn superblocks() -> Vec<Case> {
     let both = |field: usize, bytes: &'static [u8]| {
         move |path: &Path| {
@@ -677,55 +556,6 @@ fn superblocks() -> Vec<Case> {
             write(path, &[0; 8192], 4096);
         }),
     ]
-}
-
-const RING: u64 = 256 << 10;
-/// Where the table of an image made here stands.
-const OUR_TABLE: u64 = 3 * MIB;
-
-/// Changes the bytes of the entry at a place of the ring and makes its CRC right.
-pub fn patch_entry(path: &Path, place: u64, change: impl Fn(&mut [u8])) {
-    let head: [u8; 12] = read(path, RING + place);
-    let bytes = u32::from_be_bytes([head[8], head[9], head[10], head[11]]) as usize;
-    let mut entry = vec![0; bytes];
-    File::open(path).unwrap().read_exact_at(&mut entry, RING + place).unwrap();
-    change(&mut entry);
-    let mut hasher = crc32fast::Hasher::new();
-    for part in [&entry[16..32], &entry[..92], &[0; 4], &entry[96..]] {
-        hasher.update(part);
-    }
-    let crc = hasher.finalize().to_be_bytes();
-    entry[92..96].copy_from_slice(&crc);
-    write(path, &entry, RING + place);
-}
-
-/// The places of the entries in the ring, in order.
-pub fn places(path: &Path) -> Vec<u64> {
-    let mut places = Vec::new();
-    let mut place = 0;
-    loop {
-        let head: [u8; 12] = read(path, RING + place);
-        if head[..8] != *b"cowvhdJE" {
-            return places;
-        }
-        places.push(place);
-        place += u64::from(u32::from_be_bytes([head[8], head[9], head[10], head[11]]));
-    }
-}
-
-/// Adds a block to an image made here, as another program does: at an offset in the file, with data where the others have it.
-fn add_block(path: &Path, block: u64, at: u64) {
-    write(path, &[0xff; 512], at);
-    write(path, &vec![0; 2 * MIB as usize], at + 512);
-    write(path, &vec![block as u8 + 1; 8192], at + 512 + 4096);
-    write(path, &((at / 512) as u32).to_be_bytes(), OUR_TABLE + 4 * block);
-}
-
-/// The same of a closed image: where its footer is, which comes to stand behind.
-fn append_block(path: &Path, block: u64) {
-    let (end, footer) = (length(path) - 512, read::<512>(path, 0));
-    add_block(path, block, end);
-    write(path, &footer, end + 512 + 2 * MIB);
 }
 
 fn journals() -> Vec<Case> {
