@@ -380,9 +380,9 @@ fn what_is_no_regular_file_is_refused_at_once() {
     let link = dir.path().join("link");
     std::os::unix::fs::symlink("/dev/zero", &link).unwrap();
     for (path, kind) in [
-        (fifo.as_path(), "it is a Fifo, expected a regular file"),
-        (Path::new("/dev/zero"), "it is a CharacterDevice, expected a regular file"),
-        (&link, "it is a CharacterDevice, expected a regular file"),
+        (fifo.as_path(), "it is a FIFO, expected a regular file"),
+        (Path::new("/dev/zero"), "it is a device, expected a regular file"),
+        (&link, "it is a device, expected a regular file"),
     ] {
         for read_only in [true, false] {
             let error = OpenOptions::new().read_only(read_only).open(path).unwrap_err();
@@ -391,7 +391,7 @@ fn what_is_no_regular_file_is_refused_at_once() {
         }
     }
     let error = OpenOptions::new().read_only(true).open(dir.path()).unwrap_err().to_string();
-    assert!(error.contains("it is a Directory, expected a regular file"), "{error}");
+    assert!(error.contains("it is a folder, expected a regular file"), "{error}");
     // The kernel itself refuses these.
     for (path, why) in [(dir.path(), "Is a directory"), (&socket, "No such device or address")] {
         let error = OpenOptions::new().open(path).unwrap_err().to_string();
@@ -403,7 +403,7 @@ fn what_is_no_regular_file_is_refused_at_once() {
         let refused = File::open(&path).is_err();
         let error = OpenOptions::new().read_only(true).open(&path).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Io, "{error}");
-        let kind = error.to_string().contains("it is a BlockDevice, expected a regular file");
+        let kind = error.to_string().contains("it is a device, expected a regular file");
         assert!(kind || refused, "{error}");
     }
 }

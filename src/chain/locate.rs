@@ -181,7 +181,10 @@ fn candidates(file: &dyn File, header: &DynamicHeader) -> Vec<(String, Result<Pa
             found.push((format!("locator {name}"), read()));
         }
     }
-    let name = ParentPath::from_units(header.parent_name_units()).map_err(|error| error.to_string());
+    let name = match header.parent_name_units() {
+        [] => Err("it is empty".to_string()),
+        units => ParentPath::from_units(units).map_err(|error| error.to_string()),
+    };
     let name = name.and_then(|path| match path.file_name() {
         Some(name) => Ok(ParentPath::Relative(name.to_vec())),
         None => Err("it names no file".into()),

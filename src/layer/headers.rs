@@ -209,7 +209,7 @@ impl Headers {
     fn refuse_fixed(&self, path: &Path) -> Result<()> {
         match &self.end {
             Ok(end) if end.disk_type == DiskType::Fixed && holds_fixed(end, self.file_bytes) => {
-                let what = "it is a fixed disk; this version opens dynamic disks only".to_string();
+                let what = "it is a fixed disk, which has no parent, table or journal".to_string();
                 Err(Error::Unsupported { path: path.to_path_buf(), what })
             }
             _ => Ok(()),

@@ -153,13 +153,15 @@ fn or_current(directory: &Path) -> &Path {
 
 /// Takes a descriptor that must be a regular file.
 fn regular(fd: OwnedFd) -> io::Result<HostFile> {
-    match FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) {
-        FileType::RegularFile => Ok(HostFile::new(fd)),
-        other => Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!("it is a {other:?}, expected a regular file"),
-        )),
-    }
+    let what = match FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) {
+        FileType::RegularFile => return Ok(HostFile::new(fd)),
+        FileType::Directory => "a folder",
+        FileType::Fifo => "a FIFO",
+        FileType::Socket => "a socket",
+        FileType::CharacterDevice | FileType::BlockDevice => "a device",
+        FileType::Symlink | FileType::Unknown => "no file",
+    };
+    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {what}, expected a regular file")))
 }
 
 /// An open file of the host; one descriptor carries its writes, its syncs and its lock.
