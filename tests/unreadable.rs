@@ -3,7 +3,7 @@
 #![cfg(feature = "sim")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use cowvhd::check::{Code, Finding, Report, Verified, check, salvage, verify};
+use cowvhd::check::{Code, Consent, Finding, Report, Verified, check, repair, salvage, verify};
 use cowvhd::sim::SimVfs;
 use cowvhd::snapshot::SnapshotName;
 use cowvhd::vfs::Vfs;
@@ -18,6 +18,7 @@ const SNAPSHOT: &str = "/vm@s1.vhd";
 const BLOCK: u64 = 16 << 10;
 const SIZE: u64 = 8 * BLOCK;
 const PAGE: u64 = 4096;
+const TABLE: u64 = 1 << 20;
 const UNIT: Range<u64> = BLOCK + PAGE..BLOCK + 2 * PAGE;
 
 fn options(vfs: &SimVfs) -> OpenOptions {
@@ -95,6 +96,9 @@ fn a_block_page_that_cannot_be_read_is_named() {
     assert_eq!((found.structure, found.offset, found.block), ("block page", Some(page), Some(2)));
     assert!(found.what.starts_with("block 2: Input/output error"), "{}", found.what);
     assert!(!report.is_sound());
+    // What cannot be saved first is not replaced.
+    let error = repair(Arc::new(vfs.clone()), Path::new(DISK), Consent::All, Path::new("/undo")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io, "{error}");
     let disk = options(&vfs).read_only(true).open(Path::new(DISK)).unwrap();
     let error = disk.read_at(&mut [0; 512], 2 * BLOCK).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io, "{error}");
@@ -170,4 +174,33 @@ fn sealed_data_that_cannot_be_read_is_damage() {
     assert_eq!(found.offset, Some(crcs));
     assert!(found.what.contains("Input/output error"), "{}", found.what);
     assert_eq!(lost.coverage()[1].unproven_bytes, 4 * BLOCK);
+}
+
+/// What describes the disk is there twice, or told by what it describes.
+#[test]
+fn a_disk_is_saved_whichever_page_of_its_metadata_cannot_be_read() {
+    let (vfs, content) = disk();
+    let first = place_of(&vfs, DISK, 0);
+    let end = vfs.content(Path::new(DISK)).unwrap().len() as u64;
+    let mut pages = vec![0, 4096, 8192, 12288];
+    pages.extend((16384..first - PAGE).step_by(PAGE as usize).filter(|at| at % (64 * PAGE) == 0));
+    assert!(pages.contains(&TABLE));
+    pages.extend([first - PAGE, end / PAGE * PAGE]);
+    for at in pages {
+        lose(&vfs, DISK, at, PAGE);
+        let out = format!("/saved-{at}.vhd");
+        let saved = salvage(Arc::new(vfs.clone()), Path::new(DISK), Path::new(&out));
+        let saved = saved.unwrap_or_else(|error| panic!("{at}: {error}"));
+        assert!(
+            saved.lost.is_empty() && read(&vfs, &out) == content,
+            "{at}: {:?} {:?}",
+            saved.steps,
+            saved.lost
+        );
+    }
+    // All at once, but for the superblock that vouches for the backup.
+    let all = [0..4096, 8192..12288, TABLE..first - PAGE];
+    vfs.set_unreadable(Path::new(DISK), &all);
+    let saved = salvage(Arc::new(vfs.clone()), Path::new(DISK), Path::new("/saved.vhd")).unwrap();
+    assert!(saved.lost.is_empty() && read(&vfs, "/saved.vhd") == content, "{:?}", saved.steps);
 }

@@ -233,7 +233,7 @@ codes! {
         "nothing";
     Unreadable "unreadable" Corruption,
         "the medium refuses to read metadata; the blocks it describes cannot be read",
-        "-y: it is written again if something else tells what it was";
+        "nothing in place, since what is there cannot be saved first; --salvage puts what can be read, and what something else tells, into a new disk";
     DataDamaged "data-damaged" Corruption,
         "what a guest reads there is not what was sealed: the medium, or another program, has changed it",
         "nothing: put it back from a backup, or from the parent that is named if one still has it";

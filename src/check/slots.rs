@@ -85,7 +85,10 @@ pub(super) fn scan(file: &dyn File, path: &Path, place: &Placement, disk_id: Uni
         }
         index += 1;
         let mut head = [0; BlockHeader::SIZE];
-        file.read_or_zero_at(&mut head, at).map_err(io)?;
+        // One that cannot be read tells nothing.
+        if file.read_or_zero_at(&mut head, at).is_err() {
+            continue;
+        }
         let Ok(Some(header)) = BlockHeader::parse(&head) else { continue };
         if header.page_offset != at || header.disk_id != disk_id {
             continue;

@@ -204,6 +204,15 @@ struct Work {
     reopen: bool,
 }
 
+impl Work {
+    /// What it changes, but for an open.
+    fn ranges(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        let writes = self.writes.iter().map(|(at, bytes)| *at..at + bytes.len() as u64);
+        let copies = self.copies.iter().map(|&(_, to, length)| to..to + length);
+        self.punches.iter().cloned().chain(writes).chain(copies)
+    }
+}
+
 /// A file that is repaired, or a view of it.
 struct Target<'a> {
     vfs: Arc<dyn Vfs>,
@@ -232,6 +241,9 @@ impl Target<'_> {
             if works.is_empty() {
                 break;
             }
+            // All at once: where something cannot be saved, nothing of it is changed.
+            let ranges: Vec<Range<u64>> = works.iter().flat_map(Work::ranges).collect();
+            self.save(&ranges).map_err(|error| Error::io(self.path, "saving what is replaced", error))?;
             for work in works {
                 tried.push(work.what.clone());
                 if self.perform(&work, &examined)? {
@@ -334,10 +346,6 @@ impl Target<'_> {
                 Err(error) => Err(error),
             };
         }
-        let mut ranges: Vec<Range<u64>> = work.punches.clone();
-        ranges.extend(work.writes.iter().map(|(at, bytes)| *at..at + bytes.len() as u64));
-        ranges.extend(work.copies.iter().map(|&(_, to, length)| to..to + length));
-        self.save(&ranges).map_err(io)?;
         for &(from, to, length) in &work.copies {
             clone::copy(&*self.file, from, to, length).map_err(io)?;
         }

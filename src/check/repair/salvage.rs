@@ -10,7 +10,8 @@ use crate::check::image::Image;
 use crate::check::report::Report;
 use crate::disk::{CreateOptions, Disk, OpenOptions};
 use crate::error::{Error, Result};
-use crate::layer::{self, Condition, NewFile};
+use crate::ext::{HEADER_BACKUP_OFFSET, PAGE_BYTES};
+use crate::layer::{self, Condition, Headers, NewFile};
 use crate::sync::Arc;
 use crate::vfs::{Access, File, FileExt, Vfs};
 use crate::vhd;
@@ -45,6 +46,7 @@ pub fn salvage(vfs: Arc<dyn Vfs>, path: &Path, out: &Path) -> Result<Salvaged> {
     layer::lock(&*file, path, Access::ReadOnly)?;
     let shadow = Shadow::new(file).map_err(|error| Error::io(path, "looking at the image", error))?;
     let shadow: Arc<dyn File> = Arc::new(shadow);
+    leave_out_unreadable(&*shadow, path)?;
     let target = Target { vfs: Arc::clone(&vfs), path, file: Arc::clone(&shadow), guard: None };
     let first = target.examine()?.image;
     let repaired = target.run(Consent::All)?;
@@ -72,6 +74,36 @@ pub fn salvage(vfs: Arc<dyn Vfs>, path: &Path, out: &Path) -> Result<Salvaged> {
     new.publish(false)?;
     let size = disk.size();
     Ok(Salvaged { before: repaired.before, steps: repaired.steps, lost: merged(lost, size), size, written })
+}
+
+/// Metadata that the medium does not give back reads as zeros from now on: a copy of it, or what it describes, may tell the same.
+/// Blocks are left as they are, so that what cannot be read of them is known to be lost.
+fn leave_out_unreadable(view: &dyn File, path: &Path) -> Result<()> {
+    let io = |error| Error::io(path, "looking at the image", error);
+    let file_bytes = view.length().map_err(io)?;
+    let leave_out = |range: Range<u64>| -> Result<()> {
+        let mut at = range.start;
+        while let Some(data) = view.next_data(at).map_err(io)?.filter(|data| data.start < range.end) {
+            for page in
+                (data.start / PAGE_BYTES * PAGE_BYTES..data.end.min(range.end)).step_by(PAGE_BYTES as usize)
+            {
+                if view.read_or_zero_at(&mut [0; PAGE_BYTES as usize], page).is_err() {
+                    view.punch_hole(page, PAGE_BYTES).map_err(io)?;
+                }
+            }
+            at = data.end;
+        }
+        Ok(())
+    };
+    leave_out(0..HEADER_BACKUP_OFFSET + PAGE_BYTES)?;
+    leave_out(file_bytes.saturating_sub(1) / PAGE_BYTES * PAGE_BYTES..file_bytes)?;
+    let Ok(decision) = Headers::read(view, path).and_then(|headers| headers.decide(path)) else {
+        return Ok(());
+    };
+    let table = decision.header.table_offset;
+    let table_end = table.saturating_add(vhd::bat_bytes(decision.header.max_table_entries));
+    let end = decision.superblock.map_or(table_end, |(superblock, _)| superblock.slot_origin.max(table_end));
+    leave_out(0..end)
 }
 
 /// What the blocks lack that the end of a closed file cuts off.

@@ -109,7 +109,11 @@ impl File for Shadow {
         let number = offset / PAGE;
         let from = (offset - number * PAGE) as usize;
         let length = (PAGE as usize - from).min(buf.len());
-        let mut page = self.page(&changes, number)?;
+        let mut page = match length as u64 == PAGE {
+            // What it was need not be readable.
+            true => Box::new([0; PAGE as usize]),
+            false => self.page(&changes, number)?,
+        };
         if let (Some(target), Some(source)) = (page.get_mut(from..from + length), buf.get(..length)) {
             target.copy_from_slice(source);
         }
@@ -144,6 +148,8 @@ impl File for Shadow {
         let mut changes = self.changes.lock();
         let end = offset.saturating_add(length).min(changes.length);
         if offset < end {
+            // The last page is a whole one: nothing is behind the end.
+            let end = if end == changes.length { end.next_multiple_of(PAGE) } else { end };
             self.clear(&mut changes, offset..end)?;
         }
         Ok(())
