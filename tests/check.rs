@@ -7,6 +7,7 @@ mod qemu;
 
 use cowvhd::check::{Code, Consent, Finding, Report, Severity, check, repair};
 use cowvhd::vfs::HostVfs;
+use cowvhd::vhd::{DiskType, DynamicHeader, Footer, Timestamp, UniqueId};
 use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions};
 use qemu::qemu_img;
 use std::fs;
@@ -370,4 +371,30 @@ fn what_is_left_beside_a_disk_is_named() {
     assert_eq!(found("fixed.vhd"), [six]);
     fs::write(folder.join("vm.vhd~new"), "").unwrap();
     assert_eq!(found("vm.vhd"), ["revert-unfinished: vm.vhd~new is there", one]);
+}
+
+/// The head of a temporary journal, which ends the file of an image made elsewhere while it is open, holds no blocks.
+#[test]
+fn a_block_over_the_head_of_a_temporary_journal_is_found() {
+    let bench = Bench::new();
+    let mut footer =
+        Footer::new(DiskType::Dynamic, 256 << 10, UniqueId::from_bytes([5; 16]), Timestamp(1 << 29));
+    footer.creator_app = *b"test";
+    let footer = footer.to_bytes();
+    let header = DynamicHeader::new(1536, 64, 4096).to_bytes();
+    fs::write(&bench.path, [&footer[..], &header, &[0xff; 512], &footer].concat()).unwrap();
+    let disk = bench.open();
+    disk.write_at(&[3; 4096], 0).unwrap();
+    disk.flush().unwrap();
+    drop(disk);
+    // Where the dirty header says that it is; its table is the page in front of it.
+    let head = u64::from_be_bytes(bench.read(512 + 8, 8).try_into().unwrap());
+    let table = head - 4096;
+    assert_eq!(bench.read(table + 4, 4), [0xff; 4]);
+    bench.write(&u32::try_from((head + 8192) / 512).unwrap().to_be_bytes(), table + 4);
+    let report = check(Arc::new(HostVfs), &bench.path).unwrap();
+    let found: Vec<String> =
+        report.findings().iter().map(|found| format!("{}: {}", found.code, found.what)).collect();
+    let what = format!("bat-metadata: block 1 is at offset {}, over the temporary journal", head + 8192);
+    assert!(found.contains(&what), "{found:?}");
 }

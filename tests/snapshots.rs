@@ -256,6 +256,19 @@ fn cut_snapshots() -> Vec<SimVfs> {
     left
 }
 
+/// A state has its manifest last: what there is of one whose snapshot is under way is part of that.
+fn parts_of_a_state_belong_to_the_snapshot_under_way(vfs: &SimVfs, is_unfinished: bool) {
+    let parts = ["/vm@s1+ram.vmstate", "/vm@s2+ram.vmstate"].map(Path::new);
+    parts.iter().for_each(|part| drop(vfs.create_new(part).unwrap()));
+    let report = check(Arc::new(vfs.clone()), Path::new(LEAF)).unwrap();
+    parts.iter().for_each(|part| vfs.remove(part).unwrap());
+    let of = |code| report.findings().iter().filter(move |found| found.code == code).map(|found| &found.what);
+    let incomplete: Vec<_> = of(Code::StateIncomplete).collect();
+    assert_eq!(incomplete.len(), if is_unfinished { 1 } else { 2 }, "{incomplete:?}");
+    assert!(incomplete.last().unwrap().contains("vm@s2+ram.vmstate"), "{incomplete:?}");
+    assert!(of(Code::SnapshotUnfinished).all(|what| what.contains("vm@s1+ram.vmstate")));
+}
+
 /// What a check finds of a snapshot that was cut, a repair does what an open would do about it, and says so.
 #[test]
 fn a_repair_finishes_a_snapshot_that_was_cut_or_takes_it_away() {
@@ -271,6 +284,7 @@ fn a_repair_finishes_a_snapshot_that_was_cut_or_takes_it_away() {
         let is_unfinished = report.count(Code::SnapshotUnfinished) > 0;
         assert_eq!(plan.steps.iter().any(|step| step.what == what && step.safe), is_unfinished);
         assert_eq!(plan.after.count(Code::SnapshotUnfinished), 0);
+        parts_of_a_state_belong_to_the_snapshot_under_way(&vfs, is_unfinished);
         let done = repair(shared(), path, Consent::Safe, Path::new("/undo")).unwrap();
         assert_eq!(done.steps.iter().any(|step| step.what == what), is_unfinished, "{:?}", done.steps);
         assert_eq!(done.before.count(Code::SnapshotUnfinished) > 0, is_unfinished);
