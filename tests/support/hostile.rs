@@ -584,6 +584,12 @@ fn journals() -> Vec<Case> {
             ours_dirty(path);
             write(path, &[9], RING + places(path)[1] + 200);
         }),
+        case("a journal with a gap behind a block with clear bits", Code::JournalDamaged, Repaired, |path| {
+            ours_dirty(path);
+            let places = places(path);
+            patch_entry(path, places[0], |entry| entry[98..100].fill(0));
+            write(path, &[9], RING + places[1] + 200);
+        }),
         case("the newest journal entry cut", Code::NotClosed, Preened, |path| {
             ours_dirty(path);
             write(path, &[0; 4096], RING + places(path).last().unwrap());

@@ -213,6 +213,15 @@ impl Work {
     }
 }
 
+/// Whether the journal says what stands in a part of a range.
+fn is_replayed(image: &image::Image, range: &Range<u64>) -> bool {
+    let (inspection, place) = (&image.inspection, image.place());
+    let meets = |at: u64, length: u64| at < range.end && range.start < at + length;
+    meets(place.table_offset, place.table_end() - place.table_offset)
+        || inspection.pages.keys().any(|&at| meets(at, crate::ext::PAGE_BYTES))
+        || inspection.overlay.sectors().any(|(at, sector)| meets(at, sector.len() as u64))
+}
+
 /// A file that is repaired, or a view of it.
 struct Target<'a> {
     vfs: Arc<dyn Vfs>,
@@ -298,16 +307,18 @@ impl Target<'_> {
         }
         let Some(image) = &examined.image else { return Ok(Vec::new()) };
         for kind in [table::works, pages::works, superblocks::finish] {
-            let works = allowed(kind(image, &examined.report, &*self.file, self.path)?);
-            if works.is_empty() {
-                continue;
+            let mut works = allowed(kind(image, &examined.report, &*self.file, self.path)?);
+            if !works.is_empty() && image.inspection.decision.condition == Condition::Dirty {
+                // A replay would bring back what is changed in place.
+                let before = allowed(superblocks::give_up_journal(image));
+                if !before.is_empty() {
+                    return Ok(before);
+                }
+                works.retain(|work| !work.ranges().any(|range| is_replayed(image, &range)));
             }
-            // A replay would bring back what is changed in place.
-            let before = match image.inspection.decision.condition {
-                Condition::Dirty => allowed(superblocks::give_up_journal(image)),
-                _ => Vec::new(),
-            };
-            return Ok(if before.is_empty() { works } else { before });
+            if !works.is_empty() {
+                return Ok(works);
+            }
         }
         let seal = allowed(seal::works(image, &examined.report, &*self.vfs, &*self.file, self.path)?);
         if !seal.is_empty() {

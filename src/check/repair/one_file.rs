@@ -110,6 +110,8 @@ mod tests {
         assert_eq!(view.files(folder, OsStr::new("o")).unwrap(), ["other"]);
         assert_eq!(view.files_below(folder, 9).unwrap(), vfs.files_below(folder, 9).unwrap());
         assert!(view.files_below(folder, 9).unwrap().len() == 2);
+        // The session of an open that recovers the image is one of its own.
+        assert_ne!(view.random_id().unwrap(), view.random_id().unwrap());
         assert!(vfs.crash_now().pending() > 0);
         view.sync_dir(folder).unwrap();
         view.open(other, Access::ReadOnly).unwrap().sync_data().unwrap();
