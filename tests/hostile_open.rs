@@ -215,6 +215,9 @@ fn expected(name: &str) -> Opening {
             "at offset 4096: superblock: field ring bytes (byte 88) is 9223372036854775808, expected whole pages",
         ),
         "the mark of a failed sync" | "an allocation above the superblock's count" => ALL,
+        "a block page lost in a file that was not closed" => {
+            ReadsNot("the header of block 1 in the page at offset 7340032 is missing", [1, 0, 0, 4])
+        }
         "superblocks lost in a file that was not closed" => {
             Refused("a journal is ahead of the file, but neither superblock is valid")
         }

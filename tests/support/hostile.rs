@@ -551,6 +551,15 @@ fn superblocks() -> Vec<Case> {
             Preened,
             both(128, &[0, 0, 0, 0, 0, 0, 0, 2]),
         ),
+        // What was allocated since the last close no table proves.
+        case("a block page lost in a file that was not closed", Code::BlockHeader, Repaired, |path| {
+            ours(path);
+            let disk = OpenOptions::new().open(path).unwrap();
+            disk.write_at(&[6; 4096], 5 * 2 * MIB).unwrap();
+            disk.flush().unwrap();
+            drop(disk);
+            write(path, &[0; 4096], 7 * MIB);
+        }),
         case("superblocks lost in a file that was not closed", Code::JournalLost, Repaired, |path| {
             ours_dirty(path);
             write(path, &[0; 8192], 4096);

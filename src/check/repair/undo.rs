@@ -398,3 +398,27 @@ pub(super) fn apply(vfs: &dyn Vfs, undo: &Path, path: &Path, force: bool) -> Res
     image.set_modified(reader.before.modified).map_err(io)?;
     image.sync_data().map_err(io)
 }
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use super::*;
+    use crate::sim::SimVfs;
+
+    #[test]
+    fn zeros_are_looked_for_to_the_end() {
+        let file = SimVfs::new(1).create_new(Path::new("/image")).unwrap();
+        let length = 3 * MAX_RECORD_BYTES;
+        file.write_all_at(&vec![0; length as usize], 0).unwrap();
+        assert!(holds_zeros(&*file, &(0..length)).unwrap());
+        for at in [0, MAX_RECORD_BYTES, length - 1] {
+            file.write_all_at(&[1], at).unwrap();
+            assert!(!holds_zeros(&*file, &(0..length)).unwrap());
+            // Up to it, and behind it.
+            assert!(holds_zeros(&*file, &(0..at)).unwrap());
+            assert!(holds_zeros(&*file, &(at + 1..length)).unwrap());
+            file.write_all_at(&[0], at).unwrap();
+        }
+        // A file is zeros behind its end.
+        assert!(holds_zeros(&*file, &(length - 1..2 * length)).unwrap());
+    }
+}
