@@ -5,7 +5,7 @@
 #[path = "support/qemu.rs"]
 mod qemu;
 
-use cowvhd::check::{Code, Consent, Finding, Report, Severity, check, repair};
+use cowvhd::check::{Code, Consent, Finding, Report, Severity, check, repair, salvage};
 use cowvhd::vfs::HostVfs;
 use cowvhd::vhd::{DiskType, DynamicHeader, Footer, Timestamp, UniqueId};
 use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions};
@@ -397,4 +397,11 @@ fn a_block_over_the_head_of_a_temporary_journal_is_found() {
         report.findings().iter().map(|found| format!("{}: {}", found.code, found.what)).collect();
     let what = format!("bat-metadata: block 1 is at offset {}, over the temporary journal", head + 8192);
     assert!(found.contains(&what), "{found:?}");
+    // No repair mends that; what is sound is saved.
+    let saved = bench.path.with_file_name("saved.vhd");
+    let salvaged = salvage(Arc::new(HostVfs), &bench.path, &saved).unwrap();
+    assert_eq!(salvaged.lost, std::slice::from_ref(&(4096..8192)));
+    let mut found = [0; 8192];
+    OpenOptions::new().read_only(true).open(&saved).unwrap().read_at(&mut found, 0).unwrap();
+    assert!(found[..4096] == [3; 4096] && found[4096..] == [0; 4096]);
 }

@@ -7,10 +7,11 @@
 mod damage;
 
 use cowvhd::check::{Code, Consent, check, check_chain, repair, undo, verify};
-use cowvhd::snapshot::SnapshotName;
+use cowvhd::snapshot::{Checkpoint, SnapshotName};
 use cowvhd::vfs::HostVfs;
-use cowvhd::{CreateOptions, OpenOptions};
+use cowvhd::{CreateOptions, Disk, OpenOptions};
 use damage::{DAMAGES, MIB, PAGE, SLOTS, STRIDE, TABLE};
+use std::collections::BTreeSet;
 use std::fs;
 use std::ops::ControlFlow;
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -106,6 +107,7 @@ fn write(path: &Path, bytes: &[u8], at: u64) {
 fn one_damaged_page_of_a_sealed_layer_loses_nothing() {
     let bench = Bench::new();
     let mut cases = 0;
+    let mut steps = BTreeSet::new();
     for name in ["vm@first.vhd", "vm@second.vhd"] {
         let path = bench.path(name);
         let (good, stamp) = (fs::read(&path).unwrap(), fs::metadata(&path).unwrap().modified().unwrap());
@@ -120,6 +122,7 @@ fn one_damaged_page_of_a_sealed_layer_loses_nothing() {
                 let found = check(Arc::new(HostVfs), &path).unwrap();
                 let saved = bench.path("undo");
                 let first = repair(Arc::new(HostVfs), &path, Consent::All, &saved).unwrap();
+                steps.extend(first.steps.iter().map(|step| (step.safe, unnumbered(&step.what))));
                 let left = first.after.codes().map(|(code, _)| code).collect::<Vec<_>>();
                 let said = format!("{what}: {:?} {:#?} {left:?}", found.findings(), first.steps);
                 // The other two locators still name the parent, and the page says nothing else.
@@ -151,6 +154,70 @@ fn one_damaged_page_of_a_sealed_layer_loses_nothing() {
     }
     println!("{cases} cases");
     assert!(cases > 100);
+    let steps: Vec<(bool, &str)> = steps.iter().map(|(safe, what)| (*safe, what.as_str())).collect();
+    // All of them safe: something proves it.
+    let expected = [
+        "make the block table again from the block headers: it is what the last close left",
+        "make the headers of block  again, all their bits set",
+        "make the headers of block  again, the bits set that the CRCs tell",
+        "recover the image and close it",
+        "the superblock counts allocations on from ",
+        "write the backup of the headers again from the start of the file",
+        "write the copy of the registry of children again from the other one",
+        "write the footer again at offset  from the copy at the start",
+        "write the other superblock again",
+    ];
+    assert_eq!(steps, expected.map(|what| (true, what)));
+}
+
+/// What a step says, without its numbers.
+fn unnumbered(what: &str) -> String {
+    what.chars().filter(|character| !character.is_ascii_digit()).collect()
+}
+
+/// A snapshot that has a state of its VM names the manifest of that, which tells that it is the snapshot's own.
+#[test]
+fn a_lost_seal_names_its_state_again() {
+    let dir = damage::folder();
+    let path = |name: &str| dir.path().join(name);
+    let mut disks = Vec::new();
+    for name in ["a.vhd", "b.vhd"] {
+        CreateOptions::new(SIZE).create(&path(name)).unwrap();
+        let disk = OpenOptions::new().open(&path(name)).unwrap();
+        disk.write_at(&pattern(1, 4096), 0).unwrap();
+        disks.push(disk);
+    }
+    let checkpoint = |disks: &[&Disk], name: &str| {
+        let checkpoint = Checkpoint::begin(disks, &SnapshotName::new(name).unwrap()).unwrap();
+        let blob = checkpoint.blob("ram").unwrap();
+        blob.set_len(4096).unwrap();
+        blob.write_at(&[7; 4096], 0).unwrap();
+        checkpoint.commit().unwrap();
+    };
+    checkpoint(&[&disks[0], &disks[1]], "one");
+    // Another one, of the first disk alone.
+    checkpoint(&[&disks[0]], "two");
+    disks.drain(..).for_each(|disk| disk.close().unwrap());
+    let snapshot = path("a@one.vhd");
+    let seals = lineage(&snapshot);
+    let manifest = path("a@one.vmstate");
+    let own = fs::read(&manifest).unwrap();
+    for (there, is_own) in [(own.clone(), true), (fs::read(path("a@two.vmstate")).unwrap(), false)] {
+        fs::write(&manifest, there).unwrap();
+        write(&snapshot, &[0; 8192], 4096);
+        let undo_file = path("undo");
+        let repaired = repair(Arc::new(HostVfs), &snapshot, Consent::All, &undo_file).unwrap();
+        let found = lineage(&snapshot);
+        assert!(found[0] == found[1], "{:?}", repaired.steps);
+        let differ: Vec<usize> = (0..found[0].len()).filter(|&at| found[0][at] != seals[0][at]).collect();
+        assert_eq!(differ.is_empty(), is_own, "{:?}", repaired.steps);
+        let of_state = |at: &usize| (48..80).contains(at) || (440..696).contains(at);
+        assert!(differ.iter().all(of_state), "{differ:?}");
+        // No CRCs were made, and none are said to be there.
+        assert_eq!(repaired.after.worst(), None, "{:?}", repaired.after.findings());
+        undo(Arc::new(HostVfs), &undo_file, &snapshot, true).unwrap();
+        fs::remove_file(undo_file).unwrap();
+    }
 }
 
 /// Both superblocks hold the seal; when both are lost, the CRCs tell it, or a child.
@@ -184,6 +251,23 @@ fn a_lost_seal_is_found_elsewhere() {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         fs::write(&path, good).unwrap();
     }
+}
+
+/// Two superblocks that count the same: the other one is made the newer, and the seal stays.
+#[test]
+fn superblocks_of_one_sequence_in_a_sealed_layer() {
+    let bench = Bench::new();
+    let path = bench.path("vm@first.vhd");
+    let (good, seals) = (fs::read(&path).unwrap(), lineage(&path));
+    let mut page = good[8192..12288].to_vec();
+    page[8..16].copy_from_slice(&good[4096 + 8..][..8]);
+    let crc = crc32fast::hash(&page[..4092]);
+    page[4092..].copy_from_slice(&crc.to_be_bytes());
+    write(&path, &page, 8192);
+    let repaired = repair(Arc::new(HostVfs), &path, Consent::Safe, &bench.path("undo")).unwrap();
+    assert_eq!(repaired.before.count(Code::SuperblockSequence), 1, "{:?}", repaired.before.findings());
+    assert_eq!(repaired.after.worst(), None, "{:?}", repaired.after.findings());
+    assert_eq!(lineage(&path), seals);
 }
 
 /// Where nothing nearby tells the seal, it stays lost, and that is said.

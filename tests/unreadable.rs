@@ -204,3 +204,35 @@ fn a_disk_is_saved_whichever_page_of_its_metadata_cannot_be_read() {
     let saved = salvage(Arc::new(vfs.clone()), Path::new(DISK), Path::new("/saved.vhd")).unwrap();
     assert!(saved.lost.is_empty() && read(&vfs, "/saved.vhd") == content, "{:?}", saved.steps);
 }
+
+/// Each place by itself, wherever in the disk it is.
+#[test]
+fn what_a_salvage_loses_is_listed_by_its_place() {
+    const MIB: u64 = 1 << 20;
+    let vfs = SimVfs::new(3);
+    CreateOptions::new(5 * MIB)
+        .test_geometry(MIB as u32, 128 << 10)
+        .vfs(Arc::new(vfs.clone()))
+        .create(Path::new(DISK))
+        .unwrap();
+    let mut expected: Vec<u8> = (0..5 * MIB).map(|at| (at / 512 + at % 251) as u8 | 1).collect();
+    let disk = options(&vfs).open(Path::new(DISK)).unwrap();
+    disk.write_at(&expected, 0).unwrap();
+    disk.close().unwrap();
+    drop(disk);
+    let lost = [PAGE..2 * PAGE, 3 * MIB + PAGE..3 * MIB + 2 * PAGE, 3 * MIB + 4 * PAGE..3 * MIB + 6 * PAGE];
+    let places: Vec<Range<u64>> = lost
+        .iter()
+        .map(|range| place_of(&vfs, DISK, range.start))
+        .zip(&lost)
+        .map(|(at, range)| at..at + range.end - range.start)
+        .collect();
+    vfs.set_unreadable(Path::new(DISK), &places);
+    let saved = salvage(Arc::new(vfs.clone()), Path::new(DISK), Path::new("/saved.vhd")).unwrap();
+    assert_eq!(saved.lost, lost);
+    lost.iter().for_each(|range| expected[range.start as usize..range.end as usize].fill(0));
+    let disk = options(&vfs).read_only(true).open(Path::new("/saved.vhd")).unwrap();
+    let mut found = vec![0; expected.len()];
+    disk.read_at(&mut found, 0).unwrap();
+    assert!(found == expected);
+}
