@@ -2,7 +2,7 @@
 //!
 //! The header of a block, at its own offset and with the highest allocation sequence, is right. An entry without such a
 //! header is cleared if it names no place where a block can be; two blocks that share space and of which no header tells
-//! whose it is get a copy each of what a guest sees.
+//! whose it is get a copy each of what a guest sees. A block whose page alone is lost keeps its entry (`pages.rs`).
 
 use super::Work;
 use super::pages::blocks;
@@ -28,7 +28,7 @@ pub(super) fn works(image: &Image, report: &Report, file: &dyn File, path: &Path
         return Ok(vec![Work { what: what.into(), safe: true, writes, ..Work::default() }]);
     }
     let mut works = Vec::new();
-    if !image.bad_entries.is_empty() || !image.bad_pages.is_empty() {
+    if !image.bad_entries.is_empty() {
         works.extend(bad_entries(image, file, path)?);
     }
     if works.is_empty() && report.count(Code::BatBeyondDisk) > 0 {
@@ -58,7 +58,6 @@ fn bad_entries(image: &Image, file: &dyn File, path: &Path) -> Result<Vec<Work>>
         true => slots::scan(file, path, image.place(), image.inspection.decision.footer.unique_id)?,
         false => FoundSlots::default(),
     };
-    let proven = image.has_table_of_last_close();
     let entry_of = |block: u32| image.entries.get(block as usize).copied().unwrap_or(vhd::UNALLOCATED);
     let holder = found.holders();
     let mut moved = Changes::new();
@@ -67,21 +66,15 @@ fn bad_entries(image: &Image, file: &dyn File, path: &Path) -> Result<Vec<Work>>
     let mut kept_short = Vec::new();
     // Slots whose headers would bring cleared entries back.
     let mut stale = Vec::new();
-    let bad: BTreeSet<u32> = image.bad_entries.iter().chain(&image.bad_pages).copied().collect();
-    for &block in &bad {
+    for &block in &image.bad_entries {
         let entry = entry_of(block);
-        let is_bad_entry = image.bad_entries.binary_search(&block).is_ok();
-        if proven && !is_bad_entry {
-            // It is right, and its header is made again: another one is an older one.
-            continue;
-        }
         match found.get(block) {
             Some(right) if right.slot != entry => {
                 moved.insert(block, right.slot);
             }
             // Its header is right, and the file was cut behind that.
-            Some(_) if is_bad_entry && can_be_completed(image, entry) => kept_short.push(block),
-            Some(_) if is_bad_entry && is_cut(image, entry) => {
+            Some(_) if can_be_completed(image, entry) => kept_short.push(block),
+            Some(_) if is_cut(image, entry) => {
                 cleared.insert(block, vhd::UNALLOCATED);
                 stale.push(entry);
             }
@@ -89,8 +82,6 @@ fn bad_entries(image: &Image, file: &dyn File, path: &Path) -> Result<Vec<Work>>
             None if holder.contains_key(&entry) && image.place().slot_index(entry).is_some() => {
                 cleared.insert(block, vhd::UNALLOCATED);
             }
-            // The page of a block whose entry may be right: its header is made again.
-            None if !is_bad_entry => {}
             None if can_be_completed(image, entry) => kept_short.push(block),
             None if is_elsewhere(image, entry) => shared.push(block),
             None => {
@@ -99,7 +90,7 @@ fn bad_entries(image: &Image, file: &dyn File, path: &Path) -> Result<Vec<Work>>
         }
     }
     // In a page of the table with a bad entry the empty ones prove nothing either.
-    let pages: BTreeSet<u32> = bad.iter().map(|block| block / ENTRIES_PER_PAGE).collect();
+    let pages: BTreeSet<u32> = image.bad_entries.iter().map(|block| block / ENTRIES_PER_PAGE).collect();
     let taken: BTreeSet<u32> = image.entries.iter().copied().collect();
     for block in pages.iter().flat_map(|page| page * ENTRIES_PER_PAGE..(page + 1) * ENTRIES_PER_PAGE) {
         if entry_of(block) == vhd::UNALLOCATED
