@@ -338,6 +338,12 @@ fn describe(text: &mut String, path: &Path, repaired: &Repair) {
         repaired.after.findings().iter().for_each(|finding| line(text, "left: ", finding));
         let modified = fs::metadata(path).unwrap().modified().unwrap();
         assert!(modified > UNIX_EPOCH + Duration::from_secs(50 * 365 * 86400), "{modified:?}");
+        let front = fs::read(path).unwrap_or_default();
+        let flags =
+            [4096, 8192].map(|at| front.get(at..at + 64).filter(|page| page.starts_with(b"cowvhdSB")));
+        if let [Some(one), Some(other)] = flags {
+            writeln!(text, "  flags of the superblocks: {} {}", one[63], other[63]).unwrap();
+        }
         // A repair is no other program.
         if let Ok(info) = DiskInfo::read(path) {
             writeln!(text, "  changed by others since: {:?}", info.foreign_changes).unwrap();
@@ -437,6 +443,21 @@ fn a_slot_named_twice_is_left_alone_without_consent() {
     let steps: Vec<&str> = repaired.steps.iter().map(|step| step.what.as_str()).collect();
     assert_eq!(steps.first(), Some(&what), "{steps:?}");
     assert!(repaired.is_sound(), "{:?}", repaired.after.findings());
+}
+
+/// A journal that is in order is not given up for a mark.
+#[test]
+fn the_mark_of_a_failed_sync_is_taken_away_behind_a_recovery() {
+    let dir = tempfile::tempdir().unwrap();
+    let [path, saved] = ["disk.vhd", "undo"].map(|name| dir.path().join(name));
+    images::ours_dirty(&path);
+    for superblock in [4096, 8192] {
+        images::patch_superblock(&path, superblock, 60, &[0, 0, 0, 1]);
+    }
+    let repaired = repair(Arc::new(HostVfs), &path, Consent::All, &saved).unwrap();
+    let steps: Vec<&str> = repaired.steps.iter().map(|step| step.what.as_str()).collect();
+    assert_eq!(steps[..2], ["recover the image and close it", "take away the mark of a failed sync"]);
+    assert_eq!(repaired.after.worst(), None, "{:?}", repaired.after.findings());
 }
 
 /// The same of a block of that program itself: it has no header, so each of the two gets what is there.

@@ -215,6 +215,10 @@ fn expected(name: &str) -> Opening {
             "at offset 4096: superblock: field ring bytes (byte 88) is 9223372036854775808, expected whole pages",
         ),
         "the mark of a failed sync" | "an allocation above the superblock's count" => ALL,
+        "both superblocks lost, and the page of a block of zeros"
+        | "both superblocks lost, and the header elsewhere" => ALL,
+        "both superblocks lost, and another program's block" => Reads([1, 2, 3, 4]),
+        "both superblocks lost, and blocks of 32 MiB" => Reads([0; 4]),
         "a block page lost in a file that was not closed" => {
             ReadsNot("the header of block 1 in the page at offset 7340032 is missing", [1, 0, 0, 4])
         }
@@ -259,6 +263,12 @@ fn expected(name: &str) -> Opening {
 /// What opening for writing says of an image that can only be read.
 fn read_only_because(name: &str) -> Option<&'static str> {
     match name {
+        "both superblocks lost, and the header elsewhere" => Some(
+            "its dynamic header is at offset 2048; this version writes only to images that have it at 512",
+        ),
+        "both superblocks lost, and blocks of 32 MiB" => {
+            Some("field block size (byte 32) is 33554432, expected 4 KiB to 8 MiB")
+        }
         "a sparse table of 4 GiB of zeros" => Some("its block table is too long to be written to"),
         "a damaged start, and a backup of something else" => Some(
             "the start of the file is lost, and its backup may be out of date: it is not what the last close",

@@ -551,6 +551,39 @@ fn superblocks() -> Vec<Case> {
             Preened,
             both(128, &[0, 0, 0, 0, 0, 0, 0, 2]),
         ),
+        case(
+            "both superblocks lost, and the page of a block of zeros",
+            Code::SuperblocksLost,
+            Repaired,
+            |path| {
+                ours(path);
+                let disk = OpenOptions::new().open(path).unwrap();
+                disk.write_at(&vec![0; 8192], 5 * 2 * MIB).unwrap();
+                disk.close().unwrap();
+                write(path, &[0; 8192], 4096);
+                write(path, &[0; 4096], 7 * MIB + 3 * (2 * MIB + 4096));
+            },
+        ),
+        case("both superblocks lost, and another program's block", Code::SuperblocksLost, Repaired, |path| {
+            ours(path);
+            append_block(path, 2);
+            write(path, &[0; 8192], 4096);
+        }),
+        case("both superblocks lost, and the header elsewhere", Code::SuperblocksLost, Refused, |path| {
+            ours(path);
+            let header: [u8; 1024] = read(path, 512);
+            write(path, &[0; 8192], 4096);
+            write(path, &header, 2048);
+            patch_footers(path, 16, &2048_u64.to_be_bytes());
+        }),
+        case("both superblocks lost, and blocks of 32 MiB", Code::SuperblocksLost, Refused, |path| {
+            ours(path);
+            write(path, &[0; 8192], 4096);
+            for header in [512, 12288 + 512] {
+                patch::<1024>(path, header, 32, &(32_u32 << 20).to_be_bytes(), 36);
+            }
+            write(path, &[0xff; 32], OUR_TABLE);
+        }),
         // What was allocated since the last close no table proves.
         case("a block page lost in a file that was not closed", Code::BlockHeader, Repaired, |path| {
             ours(path);

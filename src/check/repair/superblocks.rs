@@ -73,10 +73,10 @@ fn new_superblocks(
     file.read_or_zero_at(&mut table, table_offset).map_err(io)?;
     let entries: Vec<u32> = vhd::bat::entries(&table).collect();
     let found = slots::scan(file, path, &place, footer.unique_id)?;
-    let on_grid = |entry: u32| entry != vhd::UNALLOCATED && place.slot_index(entry).is_some();
-    let described = (0..)
-        .zip(&entries)
-        .all(|(block, &entry)| !on_grid(entry) || found.get(block).is_some_and(|found| found.slot == entry));
+    // A block without its header, on the grid or off it, is another program's.
+    let described = (0..).zip(&entries).all(|(block, &entry)| {
+        entry == vhd::UNALLOCATED || found.get(block).is_some_and(|found| found.slot == entry)
+    });
     let normal = DynamicHeader { cookie: HeaderCookie::Normal, ..header.clone() };
     let closed = header.cookie == HeaderCookie::Normal;
     let superblock = Superblock {
