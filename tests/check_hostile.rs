@@ -293,6 +293,10 @@ fn what_can_be_read_is_saved() {
                     "entry 0xFFFFFFFE",
                     "a bitmap cut by the end of the file",
                     "a block cut by the end of the file",
+                    "a block cut behind its bitmap",
+                    "a block cut by the end of the file, and an entry past that",
+                    "a block cut by the end of the file, and an entry into it",
+                    "an entry past the end, and one used twice",
                 ];
                 assert_eq!(!salvaged.lost.is_empty(), lost.contains(&name), "{name}: {:?}", salvaged.lost);
             }
@@ -443,6 +447,37 @@ fn a_slot_named_twice_is_left_alone_without_consent() {
     let steps: Vec<&str> = repaired.steps.iter().map(|step| step.what.as_str()).collect();
     assert_eq!(steps.first(), Some(&what), "{steps:?}");
     assert!(repaired.is_sound(), "{:?}", repaired.after.findings());
+}
+
+/// Of a table of two pages the second has a bad entry, and lacks one: both are told by their headers.
+#[test]
+fn entries_of_the_second_page_of_a_table() {
+    let dir = tempfile::tempdir().unwrap();
+    let [path, saved] = ["disk.vhd", "undo"].map(|name| dir.path().join(name));
+    CreateOptions::new(1040 * (2 << 20)).create(&path).unwrap();
+    let disk = OpenOptions::new().open(&path).unwrap();
+    let blocks = [3, 1030, 1031];
+    for block in blocks {
+        disk.write_at(&[3 + block as u8; 4096], block * (2 << 20)).unwrap();
+    }
+    disk.close().unwrap();
+    drop(disk);
+    // A block of another program, so that no table is proven.
+    let bytes = fs::read(&path).unwrap();
+    let end = bytes.len() as u64 - 512;
+    images::write(&path, &[&[0xff; 512][..], &[9; 2 << 20], &bytes[end as usize..]].concat(), end);
+    for (block, entry) in [(5, (end / 512) as u32), (1030, 0xffff_fffe), (1031, u32::MAX)] {
+        images::write(&path, &entry.to_be_bytes(), damage::TABLE + block * 4);
+    }
+    let repaired = repair(Arc::new(HostVfs), &path, Consent::All, &saved).unwrap();
+    assert!(repaired.is_sound(), "{:?} {:?}", repaired.steps, repaired.after.findings());
+    assert_eq!(repaired.steps[0].what, "take the entries of blocks 1030, 1031 from their headers");
+    let disk = OpenOptions::new().read_only(true).open(&path).unwrap();
+    for block in blocks {
+        let mut found = [0; 4096];
+        disk.read_at(&mut found, block * (2 << 20)).unwrap();
+        assert_eq!(found, [3 + block as u8; 4096], "{block}");
+    }
 }
 
 /// A journal that is in order is not given up for a mark.

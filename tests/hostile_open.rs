@@ -85,6 +85,9 @@ fn expected(name: &str) -> Opening {
         "entry 2" => Refused("block 5 is at offset 1024, over the dynamic header"),
         "entry 3, the table itself" => Refused("block 5 is at offset 1536, over the block table"),
         "entry used twice" | "entry used three times" => Refused("block 5 at offset 8192 overlaps block 1"),
+        "an entry past the end, and one used twice" => {
+            Refused("block 6 is at offset 536870912 and ends at 536936960, past the file's")
+        }
         "entry one sector into a block" => Refused("block 5 at offset 8704 overlaps block 1"),
         "entry one sector before the end of a block" => Refused("block 5 at offset 73728 overlaps block 1"),
         "entry past the end" => {
@@ -164,7 +167,10 @@ fn expected(name: &str) -> Opening {
         "a bitmap cut by the end of the file" => {
             Refused("block 3 is at offset 140288 and ends at 206336, past the")
         }
-        "a block cut by the end of the file" => {
+        "a block cut behind its bitmap"
+        | "a block cut by the end of the file"
+        | "a block cut by the end of the file, and an entry past that"
+        | "a block cut by the end of the file, and an entry into it" => {
             Refused("block 3 is at offset 140288 and ends at 206336, past the")
         }
         "a bitmap of zeros over data" => Reads([1, 0, 0, 4]),

@@ -155,6 +155,12 @@ fn tables() -> Vec<Case> {
             foreign(path);
             write(path, &first.to_be_bytes().repeat(2), TABLE + 5 * 4);
         }),
+        case("an entry past the end, and one used twice", Code::BatOverlap, Repaired, move |path| {
+            foreign(path);
+            for (block, entry) in [(5, first), (6, 1 << 20)] {
+                write(path, &entry.to_be_bytes(), TABLE + block * 4);
+            }
+        }),
         case("entry one sector into a block", Code::BatOverlap, Repaired, entry(first + 1)),
         case("entry one sector before the end of a block", Code::BatOverlap, Repaired, entry(first + 128)),
         case("entry past the end", Code::BatRange, Repaired, entry(1 << 20)),
@@ -413,6 +419,25 @@ fn bitmaps() -> Vec<Case> {
         case("a block cut by the end of the file", Code::BatRange, Repaired, |path| {
             foreign(path);
             set_length(path, FIRST_BLOCK + 2 * STRIDE + 10_000);
+        }),
+        case("a block cut behind its bitmap", Code::BatRange, Repaired, |path| {
+            foreign(path);
+            set_length(path, FIRST_BLOCK + 2 * STRIDE + 512);
+        }),
+        case(
+            "a block cut by the end of the file, and an entry past that",
+            Code::BatRange,
+            Repaired,
+            |path| {
+                foreign(path);
+                set_length(path, FIRST_BLOCK + 2 * STRIDE + 10_000);
+                write(path, &(1_u32 << 20).to_be_bytes(), TABLE + 5 * 4);
+            },
+        ),
+        case("a block cut by the end of the file, and an entry into it", Code::BatRange, Repaired, |path| {
+            foreign(path);
+            set_length(path, FIRST_BLOCK + 2 * STRIDE + 10_000);
+            write(path, &((FIRST_BLOCK + 2 * STRIDE + 512) as u32 / 512).to_be_bytes(), TABLE + 5 * 4);
         }),
         case("a bitmap of zeros over data", Code::BitmapHidden, Refused, |path| {
             foreign(path);

@@ -405,6 +405,34 @@ mod tests {
     use crate::sim::SimVfs;
 
     #[test]
+    fn a_record_with_any_byte_changed_is_none() {
+        let vfs = SimVfs::new(1);
+        let image = vfs.create_new(Path::new("/image")).unwrap();
+        image.write_all_at(&[7; 4096], 0).unwrap();
+        let before = Before {
+            file_bytes: 4096,
+            modified: FileTime::default(),
+            disk_id: UniqueId::from_bytes([1; 16]),
+        };
+        let path = Path::new("/undo");
+        UndoFile::open(&vfs, path, (&*image, Path::new("/image")), before)
+            .unwrap()
+            .save(&*image, std::slice::from_ref(&(0..4096)))
+            .unwrap();
+        let file = vfs.open(path, Access::ReadWrite).unwrap();
+        let first = || Reader::open(&*file, path).unwrap().next(&*file, path).unwrap();
+        assert!(matches!(first(), Some((Saved::Bytes(range), 8224)) if range == (0..4096)));
+        let mut byte = [0];
+        for at in (0..RECORD_BYTES as u64).chain([32, 4096 + 31]) {
+            file.read_or_zero_at(&mut byte, FIRST_RECORD + at).unwrap();
+            file.write_all_at(&[byte[0] ^ 0x40], FIRST_RECORD + at).unwrap();
+            assert!(first().is_none(), "byte {at}");
+            file.write_all_at(&byte, FIRST_RECORD + at).unwrap();
+        }
+        assert!(first().is_some());
+    }
+
+    #[test]
     fn zeros_are_looked_for_to_the_end() {
         let file = SimVfs::new(1).create_new(Path::new("/image")).unwrap();
         let length = 3 * MAX_RECORD_BYTES;
