@@ -293,6 +293,7 @@ fn what_can_be_read_is_saved() {
                     "entry 0xFFFFFFFE",
                     "a bitmap cut by the end of the file",
                     "a block cut by the end of the file",
+                    "a block of ours cut by the end of the file",
                     "a block cut behind its bitmap",
                     "a block cut by the end of the file, and an entry past that",
                     "a block cut by the end of the file, and an entry into it",
@@ -538,6 +539,8 @@ fn a_header_in_leaked_space_moves_nothing() {
     let repaired = repair(Arc::new(HostVfs), &path, Consent::All, &saved).unwrap();
     assert!(repaired.is_sound(), "{:?}", repaired.after.findings());
     assert!(content(&path)[3 * (2 << 20) + 4096..][..8192] == [4; 8192], "{:?}", repaired.steps);
+    let given_back = Step { what: "give back 4096 bytes that belong to no block".into(), safe: true };
+    assert!(repaired.steps.contains(&given_back), "{:?}", repaired.steps);
     // Whatever becomes of the other one, it is older.
     assert_eq!(fs::read(&path).unwrap()[third as usize..][40..48], 91_u64.to_be_bytes());
 }

@@ -167,6 +167,9 @@ fn expected(name: &str) -> Opening {
         "a bitmap cut by the end of the file" => {
             Refused("block 3 is at offset 140288 and ends at 206336, past the")
         }
+        "a block of ours cut by the end of the file" => {
+            Refused("block table entry 3 is sector 22551: the block ends at 13643776, past the file")
+        }
         "a block cut behind its bitmap"
         | "a block cut by the end of the file"
         | "a block cut by the end of the file, and an entry past that"
@@ -225,6 +228,9 @@ fn expected(name: &str) -> Opening {
         | "both superblocks lost, and the header elsewhere" => ALL,
         "both superblocks lost, and another program's block" => Reads([1, 2, 3, 4]),
         "both superblocks lost, and blocks of 32 MiB" => Reads([0; 4]),
+        "a bitmap of zeros in a file that was not closed" => {
+            ReadsNot("the sector bitmap of block 1 at offset 7343616 has bits that are clear", [1, 0, 0, 4])
+        }
         "a block page lost in a file that was not closed" => {
             ReadsNot("the header of block 1 in the page at offset 7340032 is missing", [1, 0, 0, 4])
         }

@@ -420,6 +420,10 @@ fn bitmaps() -> Vec<Case> {
             foreign(path);
             set_length(path, FIRST_BLOCK + 2 * STRIDE + 10_000);
         }),
+        case("a block of ours cut by the end of the file", Code::BatRange, Repaired, |path| {
+            ours(path);
+            set_length(path, length(path) - 512 - 2 * MIB + 8192);
+        }),
         case("a block cut behind its bitmap", Code::BatRange, Repaired, |path| {
             foreign(path);
             set_length(path, FIRST_BLOCK + 2 * STRIDE + 512);
@@ -608,6 +612,14 @@ fn superblocks() -> Vec<Case> {
                 patch::<1024>(path, header, 32, &(32_u32 << 20).to_be_bytes(), 36);
             }
             write(path, &[0xff; 32], OUR_TABLE);
+        }),
+        case("a bitmap of zeros in a file that was not closed", Code::BitmapClear, Preened, |path| {
+            ours(path);
+            let disk = OpenOptions::new().open(path).unwrap();
+            disk.write_at(&[6; 4096], 5 * 2 * MIB).unwrap();
+            disk.flush().unwrap();
+            drop(disk);
+            write(path, &[0; 512], 7 * MIB + 3584);
         }),
         // What was allocated since the last close no table proves.
         case("a block page lost in a file that was not closed", Code::BlockHeader, Repaired, |path| {

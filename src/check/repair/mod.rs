@@ -213,13 +213,10 @@ impl Work {
     }
 }
 
-/// Whether the journal says what stands in a part of a range.
+/// Whether the journal says what a block page holds that a range meets.
 fn is_replayed(image: &image::Image, range: &Range<u64>) -> bool {
-    let (inspection, place) = (&image.inspection, image.place());
-    let meets = |at: u64, length: u64| at < range.end && range.start < at + length;
-    meets(place.table_offset, place.table_end() - place.table_offset)
-        || inspection.pages.keys().any(|&at| meets(at, crate::ext::PAGE_BYTES))
-        || inspection.overlay.sectors().any(|(at, sector)| meets(at, sector.len() as u64))
+    let mut pages = image.inspection.pages.keys();
+    pages.any(|&at| at < range.end && range.start < at + crate::ext::PAGE_BYTES)
 }
 
 /// A file that is repaired, or a view of it.
@@ -308,13 +305,13 @@ impl Target<'_> {
         let Some(image) = &examined.image else { return Ok(Vec::new()) };
         for kind in [table::works, pages::works, superblocks::finish] {
             let mut works = allowed(kind(image, &examined.report, &*self.file, self.path)?);
-            if !works.is_empty() && image.inspection.decision.condition == Condition::Dirty {
-                // A replay would bring back what is changed in place.
-                let before = allowed(superblocks::give_up_journal(image));
-                if !before.is_empty() {
-                    return Ok(before);
+            if image.inspection.decision.condition == Condition::Dirty && !works.is_empty() {
+                // A replay would bring back what is changed in place, where the journal has it as well.
+                let stays = |work: &Work| work.safe && !work.ranges().any(|range| is_replayed(image, &range));
+                works.retain(stays);
+                if works.is_empty() {
+                    works = allowed(superblocks::give_up_journal(image));
                 }
-                works.retain(|work| !work.ranges().any(|range| is_replayed(image, &range)));
             }
             if !works.is_empty() {
                 return Ok(works);
