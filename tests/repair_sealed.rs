@@ -202,7 +202,16 @@ fn a_lost_seal_names_its_state_again() {
     let seals = lineage(&snapshot);
     let manifest = path("a@one.vmstate");
     let own = fs::read(&manifest).unwrap();
-    for (there, is_own) in [(own.clone(), true), (fs::read(path("a@two.vmstate")).unwrap(), false)] {
+    // The same with another seal, as of a disk that was sealed anew.
+    let mut older = own.clone();
+    let seal = own.windows(16).position(|window| window == &seals[0][..16]).unwrap();
+    older[seal] ^= 1;
+    let end = older.len() - 4;
+    let crc = crc32fast::hash(&older[..end]);
+    older[end..].copy_from_slice(&crc.to_be_bytes());
+    for (there, is_own) in
+        [(own.clone(), true), (fs::read(path("a@two.vmstate")).unwrap(), false), (older, false)]
+    {
         fs::write(&manifest, there).unwrap();
         write(&snapshot, &[0; 8192], 4096);
         let undo_file = path("undo");
@@ -215,6 +224,9 @@ fn a_lost_seal_names_its_state_again() {
         assert!(differ.iter().all(of_state), "{differ:?}");
         // No CRCs were made, and none are said to be there.
         assert_eq!(repaired.after.worst(), None, "{:?}", repaired.after.findings());
+        let mut go = |_, _| ControlFlow::Continue(());
+        let verified = verify(&OpenOptions::new(), &snapshot, false, &mut go).unwrap();
+        assert_eq!(verified.chain().codes().get(&Code::CrcsDamaged), None, "{:?}", verified.chain().codes());
         undo(Arc::new(HostVfs), &undo_file, &snapshot, true).unwrap();
         fs::remove_file(undo_file).unwrap();
     }
