@@ -720,6 +720,23 @@ fn journals() -> Vec<Case> {
                 add_block(path, 2, OUR_TABLE + 4 * MIB);
             },
         ),
+        case(
+            "a cookie turned back, and another place for a block of the journal",
+            Code::JournalNotReplayed,
+            Refused,
+            |path| {
+                ours_dirty(path);
+                patch_header(path, 0, b"cxsparse");
+                add_block(path, 3, OUR_TABLE + 512);
+            },
+        ),
+        case("a cookie turned back, and footers that differ", Code::JournalNotReplayed, Refused, |path| {
+            ours_dirty(path);
+            patch_header(path, 0, b"cxsparse");
+            let (footer, end) = (read::<512>(path, 0), length(path));
+            write(path, &footer, end);
+            patch::<512>(path, end, 24, &[1; 4], 64);
+        }),
         case("a cookie turned back in an image made elsewhere", Code::JournalNotReplayed, Repaired, |path| {
             foreign(path);
             let disk = OpenOptions::new().open(path).unwrap();
