@@ -93,3 +93,30 @@ impl File for GuardedFile {
         self.inner.identity()
     }
 }
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use super::super::undo::Before;
+    use super::*;
+    use crate::sim::SimVfs;
+    use crate::vfs::Vfs;
+    use crate::vhd::UniqueId;
+    use std::path::Path;
+
+    #[test]
+    fn what_a_guarded_file_says_of_itself_is_the_files() {
+        let vfs = SimVfs::new(1);
+        let path = Path::new("/image");
+        let inner = vfs.create_new(path).unwrap();
+        inner.write_at(&[1; 8192], 0).unwrap();
+        let time = FileTime { seconds: 7, nanoseconds: 8 };
+        inner.set_modified(time).unwrap();
+        let before = Before { file_bytes: 8192, modified: time, disk_id: UniqueId::from_bytes([1; 16]) };
+        let undo = UndoFile::open(&vfs, Path::new("/undo"), (&*inner, path), before).unwrap();
+        let guarded = GuardedFile { inner: Arc::clone(&inner), undo: Mutex::new(undo) };
+        assert_eq!(guarded.modified().unwrap(), time);
+        assert_eq!(guarded.allocated_bytes().unwrap(), inner.allocated_bytes().unwrap());
+        assert!(guarded.allocated_bytes().unwrap() >= 8192);
+        assert_eq!(guarded.length().unwrap(), 8192);
+    }
+}

@@ -296,6 +296,8 @@ mod tests {
         let vfs = SimVfs::new(1);
         let file = vfs.create_new(Path::new("/file")).unwrap();
         file.write_all_at(&[1; 6 * PAGE as usize], 0).unwrap();
+        let beneath = file.allocated_bytes().unwrap();
+        assert!(beneath >= 6 * PAGE);
         let view = Shadow::new(file).unwrap();
         view.write_at(&[2; 100], 2 * PAGE).unwrap();
         view.punch_hole(PAGE - 10, 3 * PAGE + 20).unwrap();
@@ -305,6 +307,7 @@ mod tests {
         assert_eq!(view.next_data(5 * PAGE + 7).unwrap(), Some(5 * PAGE + 7..6 * PAGE));
         view.set_len(5 * PAGE + 7).unwrap();
         assert_eq!(view.next_data(5 * PAGE + 7).unwrap(), None);
+        assert_eq!(view.allocated_bytes().unwrap(), beneath);
         let time = FileTime { seconds: 7, nanoseconds: 8 };
         assert_ne!(view.modified().unwrap(), time);
         view.set_modified(time).unwrap();
