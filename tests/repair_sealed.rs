@@ -220,6 +220,7 @@ fn a_lost_seal_names_its_state_again() {
         assert!(found[0] == found[1], "{:?}", repaired.steps);
         let differ: Vec<usize> = (0..found[0].len()).filter(|&at| found[0][at] != seals[0][at]).collect();
         assert_eq!(differ.is_empty(), is_own, "{:?}", repaired.steps);
+        assert!(is_own || found[0][48..80] == [0; 32], "the digest of another state");
         let of_state = |at: &usize| (48..80).contains(at) || (440..696).contains(at);
         assert!(differ.iter().all(of_state), "{differ:?}");
         // No CRCs were made, and none are said to be there.
