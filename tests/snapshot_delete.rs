@@ -293,3 +293,54 @@ fn a_lack_of_space_loses_nothing() {
     }
     assert!(lacked.iter().all(|&lacked| lacked > 10), "{lacked:?}");
 }
+
+/// Over more parents than are asked one by one, one of which is open for writing while it takes over what is beneath it: each block
+/// is found where it is, also when the guest touches it for the first time, and the last one, which the end of the disk cuts.
+#[test]
+fn a_guest_reads_through_many_layers_while_one_of_them_takes_over_another() {
+    const BLOCK: u64 = 16 << 10;
+    const SIZE: u64 = 40 * BLOCK - 1024;
+    let vfs = SimVfs::new(12);
+    let shared = || Arc::new(vfs.clone());
+    let path = Path::new("/vm.vhd");
+    let name = |round: u64| SnapshotName::new(&format!("s{round}")).unwrap();
+    cowvhd::CreateOptions::new(SIZE)
+        .test_geometry(BLOCK as u32, 128 << 10)
+        .vfs(shared())
+        .create(path)
+        .unwrap();
+    let mut content = vec![0; SIZE as usize];
+    let disk = options(&vfs).open(path).unwrap();
+    for round in 0..12 {
+        for block in [round, round + 12, 39] {
+            let at = block * BLOCK + round * 512;
+            let end = (at + 6000).min(SIZE) / 512 * 512;
+            content[at as usize..end as usize].fill(round as u8 + 1);
+            disk.write_at(&content[at as usize..end as usize], at).unwrap();
+        }
+        disk.snapshot(&name(round)).unwrap();
+    }
+    disk.close().unwrap();
+    drop(disk);
+    for deleted in [10, 5, 0] {
+        let disk = options(&vfs).open(path).unwrap();
+        let mut next = 0;
+        let mut asked = 0;
+        let mut read_one = |disk: &cowvhd::Disk| {
+            let range = next * BLOCK..((next + 1) * BLOCK).min(SIZE);
+            let mut found = vec![0xee; (range.end - range.start) as usize];
+            disk.read_at(&mut found, range.start).unwrap();
+            assert!(found == content[range.start as usize..range.end as usize], "s{deleted}, block {next}");
+            next = (next + 1) % 40;
+        };
+        delete_running(&disk, &name(deleted), &mut |_| {
+            asked += 1;
+            (0..8).for_each(|_| read_one(&disk));
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        (0..40).for_each(|_| read_one(&disk));
+        assert!(asked > 0);
+        disk.close().unwrap();
+    }
+}
