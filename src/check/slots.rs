@@ -72,34 +72,48 @@ impl FoundSlots {
 /// Reads the header of every slot within the file. Costs one small read for each slot that is no hole.
 pub(super) fn scan(file: &dyn File, path: &Path, place: &Placement, disk_id: UniqueId) -> Result<FoundSlots> {
     let mut by_block: Vec<Option<Found>> = vec![None; place.table_entries as usize];
-    let mut index = 0;
-    while let Some(slot) = place.slot_entry(index) {
-        let at = place.slot_offset(index);
-        let io = |error| Error::io(path, format!("reading the block page at offset {at}"), error);
-        // Over holes at once: a sparse file may claim two tebibytes.
-        let Some(data) = file.next_data(at).map_err(io)? else { break };
-        let next = data.start.saturating_sub(place.slot_origin) / place.slot_stride();
-        if next > index {
-            index = next;
-            continue;
-        }
-        index += 1;
+    for_each_used(file, path, place, |slot, at| {
         let mut head = [0; BlockHeader::SIZE];
-        // One that cannot be read tells nothing.
-        if file.read_or_zero_at(&mut head, at).is_err() {
-            continue;
-        }
-        let Ok(Some(header)) = BlockHeader::parse(&head) else { continue };
+        file.read_or_zero_at(&mut head, at)
+            .map_err(|error| Error::io(path, format!("reading the block page at offset {at}"), error))?;
+        let Ok(Some(header)) = BlockHeader::parse(&head) else { return Ok(()) };
         if header.page_offset != at || header.disk_id != disk_id {
-            continue;
+            return Ok(());
         }
         if let Some(best) = by_block.get_mut(header.block as usize)
             && best.is_none_or(|best| best.allocation < header.allocation)
         {
             *best = Some(Found { slot, allocation: header.allocation });
         }
-    }
+        Ok(())
+    })?;
     Ok(FoundSlots { by_block })
+}
+
+/// Visits the slots within the file that are no hole, each with the offset of its page.
+pub(super) fn for_each_used(
+    file: &dyn File,
+    path: &Path,
+    place: &Placement,
+    mut visit: impl FnMut(u32, u64) -> Result<()>,
+) -> Result<()> {
+    let mut index = 0;
+    while let Some(slot) = place.slot_entry(index) {
+        let at = place.slot_offset(index);
+        // Over holes at once: a sparse file may claim two tebibytes.
+        let data = file
+            .next_data(at)
+            .map_err(|error| Error::io(path, format!("looking for data from offset {at} on"), error))?;
+        let Some(data) = data else { break };
+        let next = data.start.saturating_sub(place.slot_origin) / place.slot_stride();
+        if next > index {
+            index = next;
+            continue;
+        }
+        index += 1;
+        visit(slot, at)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use super::shadow::Shadow;
 use super::{Consent, Step, Target, table};
 use crate::check::image::Image;
 use crate::check::report::Report;
+use crate::check::slots;
 use crate::disk::{CreateOptions, Disk, OpenOptions};
 use crate::error::{Error, Result};
 use crate::ext::{HEADER_BACKUP_OFFSET, PAGE_BYTES};
@@ -77,7 +78,7 @@ pub fn salvage(vfs: Arc<dyn Vfs>, path: &Path, out: &Path) -> Result<Salvaged> {
 }
 
 /// Metadata that the medium does not give back reads as zeros from now on: a copy of it, or what it describes, may tell the same.
-/// Blocks are left as they are, so that what cannot be read of them is known to be lost.
+/// The data of blocks is left as it is, so that what cannot be read of it is known to be lost.
 fn leave_out_unreadable(view: &dyn File, path: &Path) -> Result<()> {
     let io = |error| Error::io(path, "looking at the image", error);
     let file_bytes = view.length().map_err(io)?;
@@ -101,9 +102,13 @@ fn leave_out_unreadable(view: &dyn File, path: &Path) -> Result<()> {
         return Ok(());
     };
     let table = decision.header.table_offset;
-    let table_end = table.saturating_add(vhd::bat_bytes(decision.header.max_table_entries));
-    let end = decision.superblock.map_or(table_end, |(superblock, _)| superblock.slot_origin.max(table_end));
-    leave_out(0..end)
+    leave_out(0..table.saturating_add(vhd::bat_bytes(decision.header.max_table_entries)))?;
+    let Ok(place) = decision.placement(path, file_bytes) else { return Ok(()) };
+    if decision.superblock.is_none() || place.temporary.is_some() {
+        return Ok(());
+    }
+    leave_out(0..place.slot_origin)?;
+    slots::for_each_used(view, path, &place, |_, page| leave_out(page..page + 1))
 }
 
 /// What the blocks lack that the end of a closed file cuts off.
