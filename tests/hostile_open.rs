@@ -258,6 +258,9 @@ fn expected(name: &str) -> Opening {
         "a journal image aimed at guest data" => Refused(
             "journal record: field image (byte 8) is 4096 bytes at 7344128, expected a page of the BAT",
         ),
+        "a journal image aimed behind all slots" => Refused(
+            "journal record: field image (byte 8) is 4096 bytes at 2310346608848404480, expected a page of the BAT",
+        ),
         "a journal image aimed at a superblock" => {
             Refused("journal record: field image (byte 8) is 4096 bytes at 4096, expected a page of the BAT")
         }

@@ -210,9 +210,11 @@ impl<'a> Replay<'a> {
             }
             return Ok(());
         }
-        let on_grid = offset
-            .checked_sub(self.place.slot_origin)
-            .is_some_and(|from_origin| from_origin.is_multiple_of(self.place.slot_stride()));
+        // Of a slot that an entry can name: a page elsewhere would only make the file longer.
+        let on_grid = offset.checked_sub(self.place.slot_origin).is_some_and(|from_origin| {
+            let stride = self.place.slot_stride();
+            from_origin.is_multiple_of(stride) && self.place.slot_entry(from_origin / stride).is_some()
+        });
         match <[u8; PAGE]>::try_from(bytes) {
             Ok(bytes) if on_grid => {
                 let page = BlockPage::Bytes { bytes: Box::new(bytes), determined: true };

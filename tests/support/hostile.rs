@@ -689,6 +689,12 @@ fn journals() -> Vec<Case> {
             newest(|entry| entry[100..104].fill(0xff))
         }),
         case("a journal image aimed at guest data", Code::JournalDamaged, Repaired, image_at(7 * MIB + 4096)),
+        case(
+            "a journal image aimed behind all slots",
+            Code::JournalDamaged,
+            Repaired,
+            image_at(7 * MIB + ((2 * MIB + 4096) << 40)),
+        ),
         case("a journal image aimed at a superblock", Code::JournalDamaged, Repaired, image_at(4096)),
         case("a journal of another session", Code::NotClosed, Preened, |path| {
             ours_dirty(path);
