@@ -464,10 +464,8 @@ fn entries_of_the_second_page_of_a_table() {
     disk.close().unwrap();
     drop(disk);
     // A block of another program, so that no table is proven.
-    let bytes = fs::read(&path).unwrap();
-    let end = bytes.len() as u64 - 512;
-    images::write(&path, &[&[0xff; 512][..], &[9; 2 << 20], &bytes[end as usize..]].concat(), end);
-    for (block, entry) in [(5, (end / 512) as u32), (1030, 0xffff_fffe), (1031, u32::MAX)] {
+    images::append_block(&path, 5);
+    for (block, entry) in [(1030, 0xffff_fffe), (1031, u32::MAX)] {
         images::write(&path, &entry.to_be_bytes(), damage::TABLE + block * 4);
     }
     let repaired = repair(Arc::new(HostVfs), &path, Consent::All, &saved).unwrap();

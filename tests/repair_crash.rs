@@ -9,7 +9,7 @@ use cowvhd::check::{Code, Consent, Severity, check, check_chain, relink, repair,
 use cowvhd::sim::{Bounds, CrashPoint, CrashState, Rng, SimVfs};
 use cowvhd::vfs::{Access, Vfs};
 use cowvhd::vhd::{DynamicHeader, HeaderCookie};
-use cowvhd::{CreateOptions, ErrorKind, OpenOptions};
+use cowvhd::{CreateOptions, ErrorKind, OpenOptions, Result};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -69,6 +69,28 @@ fn copy(vfs: &SimVfs) -> SimVfs {
     copies.pop().unwrap()
 }
 
+/// Takes back all that was repaired, the last first.
+fn take_back(vfs: &SimVfs) {
+    for saved in UNDO_FILES.iter().rev().map(Path::new) {
+        if vfs.open(saved, Access::ReadOnly).is_ok() {
+            undo(Arc::new(vfs.clone()), saved, Path::new(IMAGE), true).unwrap();
+        }
+    }
+}
+
+/// A result, or that with the next undo file where one belongs to a repair that is complete, or was cut.
+fn with_another<T>(mut result: Result<T>, run: impl Fn(&'static str) -> Result<T>) -> Result<T> {
+    for other in UNDO_FILES {
+        match &result {
+            Err(error) if matches!(error.kind(), ErrorKind::Exists | ErrorKind::Corrupt) => {
+                result = run(other)
+            }
+            _ => break,
+        }
+    }
+    result
+}
+
 struct Explorer {
     /// Block headers tell of all blocks.
     described: bool,
@@ -108,11 +130,7 @@ impl Explorer {
         );
 
         let back = state.to_vfs(state.hash);
-        for saved in UNDO_FILES.iter().rev().map(Path::new) {
-            if back.open(saved, Access::ReadOnly).is_ok() {
-                undo(Arc::new(back.clone()), saved, path, true).unwrap();
-            }
-        }
+        take_back(&back);
         if back.content_hash(path) != self.damaged_hash {
             let restored = back.content(path).unwrap();
             let at = restored.iter().zip(&self.damaged).position(|(a, b)| a != b);
@@ -126,7 +144,7 @@ impl Explorer {
 
         vfs.record(depth > 0);
         let run = |vfs: &SimVfs, undo| repair(Arc::new(vfs.clone()), path, Consent::All, Path::new(undo));
-        let mut again = run(&vfs, UNDO);
+        let again = run(&vfs, UNDO);
         if again.as_ref().is_err_and(|error| error.kind() == ErrorKind::Corrupt) {
             self.taken_back += 1;
             // It is the first repair again, so some are enough.
@@ -140,15 +158,8 @@ impl Explorer {
         }
         // One that was cut behind its last record is complete, and nothing leads on from there.
         let is_complete = again.as_ref().is_err_and(|error| error.kind() == ErrorKind::Exists);
-        for other in UNDO_FILES {
-            match &again {
-                Err(error) if matches!(error.kind(), ErrorKind::Exists | ErrorKind::Corrupt) => {
-                    again = run(&vfs, other)
-                }
-                _ => break,
-            }
-        }
-        let again = again.unwrap_or_else(|error| panic!("{what}: {error}"));
+        let again =
+            with_another(again, |undo| run(&vfs, undo)).unwrap_or_else(|error| panic!("{what}: {error}"));
         assert!(again.is_sound(), "{what}: {:#?} {:#?}", again.steps, again.after.findings());
         assert!(content(&vfs) == self.content, "{what}: {:#?}", again.steps);
         let points = vfs.take_crash_points();
@@ -368,26 +379,15 @@ fn judge_relink(
     assert!(moved || found.worst() <= Some(Severity::Risk), "{what}: {:?}", found.codes());
 
     let back = state.to_vfs(state.hash);
-    for saved in UNDO_FILES.iter().rev().map(Path::new) {
-        if back.open(saved, Access::ReadOnly).is_ok() {
-            undo(Arc::new(back.clone()), saved, path, true).unwrap();
-        }
-    }
+    take_back(&back);
     assert!(back.content(path).unwrap() == before, "{what}: undone");
 
     vfs.record(depth > 0);
-    let mut again = relink(&options(&vfs), path, None, Some(Path::new(UNDO)));
+    let run = |undo| relink(&options(&vfs), path, None, Some(Path::new(undo)));
+    let again = run(UNDO);
     let is_complete = again.as_ref().is_err_and(|error| error.kind() == ErrorKind::Exists);
-    for other in UNDO_FILES {
-        match &again {
-            // One that was cut, which a relink need not take back: it is a session like any other.
-            Err(error) if matches!(error.kind(), ErrorKind::Exists | ErrorKind::Corrupt) => {
-                again = relink(&options(&vfs), path, None, Some(Path::new(other)));
-            }
-            _ => break,
-        }
-    }
-    let again = again.unwrap_or_else(|error| panic!("{what}: {error}"));
+    // One that was cut need not be taken back: it is a session like any other.
+    let again = with_another(again, run).unwrap_or_else(|error| panic!("{what}: {error}"));
     // Where a journal alone has the new name, it is done again.
     assert!(again.is_some() || !moved, "{what}");
     let points = vfs.take_crash_points();

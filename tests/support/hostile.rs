@@ -10,8 +10,8 @@ use cowvhd::vhd::{DiskType, DynamicHeader, Footer, ParentLocator, PlatformCode, 
 use cowvhd::{CreateOptions, OpenOptions};
 use images::{
     BLOCK, FIRST_BLOCK, MIB, OUR_TABLE, RING, SIZE, STRIDE, TABLE, add_block, append_block, foreign,
-    foreign_of, length, ours, ours_dirty, patch, patch_entry, patch_footers, patch_header, patch_superblock,
-    places, read, set_length, write,
+    foreign_of, length, ours, ours_dirty, ours_reopened, patch, patch_entry, patch_footers, patch_header,
+    patch_superblock, places, read, set_length, write,
 };
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -614,20 +614,12 @@ fn superblocks() -> Vec<Case> {
             write(path, &[0xff; 32], OUR_TABLE);
         }),
         case("a bitmap of zeros in a file that was not closed", Code::BitmapClear, Preened, |path| {
-            ours(path);
-            let disk = OpenOptions::new().open(path).unwrap();
-            disk.write_at(&[6; 4096], 5 * 2 * MIB).unwrap();
-            disk.flush().unwrap();
-            drop(disk);
+            ours_reopened(path);
             write(path, &[0; 512], 7 * MIB + 3584);
         }),
         // What was allocated since the last close no table proves.
         case("a block page lost in a file that was not closed", Code::BlockHeader, Repaired, |path| {
-            ours(path);
-            let disk = OpenOptions::new().open(path).unwrap();
-            disk.write_at(&[6; 4096], 5 * 2 * MIB).unwrap();
-            disk.flush().unwrap();
-            drop(disk);
+            ours_reopened(path);
             write(path, &[0; 4096], 7 * MIB);
         }),
         case("superblocks lost in a file that was not closed", Code::JournalLost, Repaired, |path| {

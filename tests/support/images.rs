@@ -101,6 +101,14 @@ pub fn ours_dirty(path: &Path) {
     make_ours(path, false);
 }
 
+/// The same with its blocks in place from an earlier session, and block 5 in the journal of the last.
+pub fn ours_reopened(path: &Path) {
+    ours(path);
+    let disk = OpenOptions::new().open(path).unwrap();
+    disk.write_at(&[6; 4096], 5 * 2 * MIB).unwrap();
+    disk.flush().unwrap();
+}
+
 fn make_ours(path: &Path, closed: bool) {
     CreateOptions::new(16 * MIB).create(path).unwrap();
     let disk = OpenOptions::new().open(path).unwrap();

@@ -1,20 +1,45 @@
 //! A file whose bytes are saved in an undo file before they change, whoever changes them: the repair itself, or an open that
 //! recovers the image.
 
-use super::undo::UndoFile;
+use super::undo::{Before, UndoFile};
+use crate::error::{Error, Result};
 use crate::sync::{Arc, Mutex};
-use crate::vfs::{File, FileIdentity, FileTime, LockMode};
+use crate::vfs::{File, FileIdentity, FileTime, LockMode, Vfs};
+use crate::vhd::UniqueId;
 use std::io;
 use std::ops::Range;
+use std::path::Path;
 
 /// The image. Whoever made this holds its lock; locking it again succeeds, and giving the lock back is left to the owner.
 #[derive(Debug)]
 pub(super) struct GuardedFile {
-    pub(super) inner: Arc<dyn File>,
-    pub(super) undo: Mutex<UndoFile>,
+    inner: Arc<dyn File>,
+    undo: Mutex<UndoFile>,
 }
 
 impl GuardedFile {
+    /// The image at `path` of the disk `disk_id`, as it is from here on, with the undo file at `undo` ([`UndoFile::open`]).
+    pub(super) fn new(
+        vfs: &dyn Vfs,
+        undo: &Path,
+        (inner, path): (Arc<dyn File>, &Path),
+        disk_id: UniqueId,
+    ) -> Result<Arc<Self>> {
+        let io = |error| Error::io(path, "looking at the image", error);
+        let before = Before {
+            file_bytes: inner.length().map_err(io)?,
+            modified: inner.modified().map_err(io)?,
+            disk_id,
+        };
+        let undo = Mutex::new(UndoFile::open(vfs, undo, (&*inner, path), before)?);
+        Ok(Arc::new(GuardedFile { inner, undo }))
+    }
+
+    /// Ends the undo file: the repair is complete. Durable on return.
+    pub(super) fn finish(&self) -> Result<()> {
+        self.undo.lock().finish(&*self.inner)
+    }
+
     /// Saves what many ranges hold with one sync, so that changing them later costs none.
     pub(super) fn save(&self, ranges: &[Range<u64>]) -> io::Result<()> {
         self.undo.lock().save(&*self.inner, ranges)
@@ -96,12 +121,8 @@ impl File for GuardedFile {
 
 #[cfg(all(test, feature = "sim"))]
 mod tests {
-    use super::super::undo::Before;
     use super::*;
     use crate::sim::SimVfs;
-    use crate::vfs::Vfs;
-    use crate::vhd::UniqueId;
-    use std::path::Path;
 
     #[test]
     fn what_a_guarded_file_says_of_itself_is_the_files() {
@@ -111,9 +132,8 @@ mod tests {
         inner.write_at(&[1; 8192], 0).unwrap();
         let time = FileTime { seconds: 7, nanoseconds: 8 };
         inner.set_modified(time).unwrap();
-        let before = Before { file_bytes: 8192, modified: time, disk_id: UniqueId::from_bytes([1; 16]) };
-        let undo = UndoFile::open(&vfs, Path::new("/undo"), (&*inner, path), before).unwrap();
-        let guarded = GuardedFile { inner: Arc::clone(&inner), undo: Mutex::new(undo) };
+        let image = (Arc::clone(&inner), path);
+        let guarded = GuardedFile::new(&vfs, Path::new("/undo"), image, UniqueId::default()).unwrap();
         assert_eq!(guarded.modified().unwrap(), time);
         assert_eq!(guarded.allocated_bytes().unwrap(), inner.allocated_bytes().unwrap());
         assert!(guarded.allocated_bytes().unwrap() >= 8192);

@@ -35,7 +35,7 @@ use crate::chain;
 use crate::error::{Error, Result};
 use crate::journal::zero_range;
 use crate::layer::{self, Condition, Image, LockedImage};
-use crate::sync::{Arc, Mutex};
+use crate::sync::Arc;
 use crate::vfs::{Access, File, FileExt, Vfs};
 use crate::vhd::UniqueId;
 pub use relink::relink;
@@ -46,7 +46,6 @@ use one_file::OneFile;
 use shadow::Shadow;
 use std::ops::Range;
 use std::path::Path;
-use undo::{Before, UndoFile};
 
 /// How far a repair may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,17 +143,11 @@ fn repair_file(vfs: Arc<dyn Vfs>, path: &Path, consent: Consent, undo: &Path) ->
     if !plan.changes() {
         return Ok(plan);
     }
-    let io = |error| Error::io(path, "looking at the image", error);
-    let before = Before {
-        file_bytes: file.length().map_err(io)?,
-        modified: file.modified().map_err(io)?,
-        disk_id: disk_id(&*file, path)?,
-    };
-    let undo = UndoFile::open(&*vfs, undo, (&*file, path), before)?;
-    let guarded = Arc::new(GuardedFile { inner: file, undo: Mutex::new(undo) });
+    let disk_id = disk_id(&*file, path)?;
+    let guarded = GuardedFile::new(&*vfs, undo, (file, path), disk_id)?;
     let target = Target { vfs, path, file: Arc::clone(&guarded) as Arc<dyn File>, guard: Some(&guarded) };
     let repaired = target.run(consent)?;
-    guarded.undo.lock().finish(&*guarded.inner)?;
+    guarded.finish()?;
     Ok(repaired)
 }
 

@@ -3,13 +3,12 @@
 use super::guarded::GuardedFile;
 use super::lock;
 use super::one_file::OneFile;
-use super::undo::{Before, UndoFile};
 use crate::check::chain::{identify, moved_parent};
 use crate::disk::OpenOptions;
 use crate::error::{Error, Result};
 use crate::layer::Headers;
 use crate::snapshot;
-use crate::sync::{Arc, Mutex};
+use crate::sync::Arc;
 use crate::vfs::{Access, File, Vfs};
 use crate::vhd::UniqueId;
 use std::path::{Path, PathBuf};
@@ -57,14 +56,7 @@ pub fn relink(
         }
     };
     let Some(undo) = undo else { return Ok(Some(parent)) };
-    let io = |error| Error::io(path, "looking at the image", error);
-    let before = Before {
-        file_bytes: file.length().map_err(io)?,
-        modified: file.modified().map_err(io)?,
-        disk_id: decision.footer.unique_id,
-    };
-    let undo = UndoFile::open(&*vfs, undo, (&*file, path), before)?;
-    let guarded = Arc::new(GuardedFile { inner: file, undo: Mutex::new(undo) });
+    let guarded = GuardedFile::new(&*vfs, undo, (file, path), decision.footer.unique_id)?;
     let one = OneFile {
         inner: Arc::clone(&vfs),
         path: path.to_path_buf(),
@@ -73,7 +65,7 @@ pub fn relink(
         others: Access::ReadWrite,
     };
     snapshot::relink(&options.clone().vfs(Arc::new(one)), path, &parent)?;
-    guarded.undo.lock().finish(&*guarded.inner)?;
+    guarded.finish()?;
     Ok(Some(parent))
 }
 
