@@ -6,10 +6,12 @@
 
 #[path = "support/checkpoints.rs"]
 mod checkpoints;
+#[path = "support/failing.rs"]
+mod failing;
 #[path = "support/groups.rs"]
 mod groups;
 
-use checkpoints::{Story, cut_anywhere, judge};
+use checkpoints::{Story, cut_anywhere, fail_recovery, judge};
 use cowvhd::sim::{Bounds, Fault, FaultPlan, SimVfs};
 use cowvhd::snapshot::{self, Checkpoint, Member, Participant, SnapshotName, StateRef};
 use cowvhd::state::ManifestDisk;
@@ -59,6 +61,14 @@ fn a_failure_at_any_step() {
             }
         }
     }
+}
+
+/// Openings that find half a checkpoint fail at any step; the next ones finish it or take it back.
+#[test]
+fn a_failure_at_any_step_of_a_recovery() {
+    let failed = [1, 2].map(|count| fail_recovery(count, 7).unwrap_or_else(|what| panic!("{what}")));
+    println!("{failed:?} failures in an opening: no violation");
+    assert!(failed[0] > 100 && failed[1] > 300, "{failed:?}");
 }
 
 /// The disks are open in two processes, and a third one leads: any of them is killed after any step, and what it leaves is what

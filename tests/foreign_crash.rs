@@ -7,6 +7,8 @@
 #[path = "support/crash.rs"]
 #[allow(dead_code, reason = "shared with the other tests of crashes")]
 mod crash;
+#[path = "support/failing.rs"]
+mod failing;
 #[path = "support/strict_vhd.rs"]
 mod strict_vhd;
 

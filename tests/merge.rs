@@ -9,6 +9,8 @@ mod chain_ops;
 #[path = "support/crash.rs"]
 #[allow(dead_code, reason = "shared with the tests of crashes")]
 mod crash;
+#[path = "support/failing.rs"]
+mod failing;
 #[path = "support/sharing_file_systems.rs"]
 mod sharing_file_systems;
 #[path = "support/strict_vhd.rs"]

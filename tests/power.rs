@@ -15,6 +15,8 @@ mod checkpoints;
 #[path = "support/crash.rs"]
 #[allow(dead_code, reason = "shared with the other tests of crashes")]
 mod crash;
+#[path = "support/failing.rs"]
+mod failing;
 #[path = "support/groups.rs"]
 mod groups;
 #[path = "support/snapshots.rs"]

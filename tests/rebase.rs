@@ -6,6 +6,8 @@
 #[path = "support/chain_ops.rs"]
 #[allow(dead_code, reason = "shared with the other tests of chains")]
 mod chain_ops;
+#[path = "support/failing.rs"]
+mod failing;
 
 use chain_ops::{SIZE, change_closed, copy, create, must_be_sound, must_hold, options};
 use cowvhd::ErrorKind;

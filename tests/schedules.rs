@@ -9,6 +9,8 @@
 #[path = "support/crash.rs"]
 #[allow(dead_code, reason = "shared with the other tests of crashes")]
 mod crash;
+#[path = "support/failing.rs"]
+mod failing;
 #[path = "support/schedules.rs"]
 mod schedules;
 #[path = "support/strict_vhd.rs"]

@@ -6,6 +6,8 @@
 #[path = "support/chain_ops.rs"]
 #[allow(dead_code, reason = "shared with the other tests of chains")]
 mod chain_ops;
+#[path = "support/failing.rs"]
+mod failing;
 
 use chain_ops::{Chain, create, must_hold, options, read};
 use cowvhd::ErrorKind;

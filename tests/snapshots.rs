@@ -4,6 +4,8 @@
 #![cfg(feature = "sim")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "support/failing.rs"]
+mod failing;
 #[path = "support/snapshots.rs"]
 mod support;
 
@@ -15,7 +17,9 @@ use cowvhd::{CreateOptions, ErrorKind, OpenOptions};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
-use support::{LEAF, Root, Story, cut_anywhere, judge, kill_anywhere, options, sample, stages};
+use support::{
+    LEAF, Root, Story, cut_anywhere, fail_recovery, judge, kill_anywhere, options, sample, stages,
+};
 
 #[test]
 fn a_power_cut_at_any_step() {
@@ -65,6 +69,14 @@ fn a_failure_at_any_step() {
             }
         }
     }
+}
+
+/// An opening that finds half a snapshot fails at any step; the next one finishes it or takes it back.
+#[test]
+fn a_failure_at_any_step_of_a_recovery() {
+    let failed = stages().map(|stage| fail_recovery(stage, 7).unwrap()).sum::<u64>();
+    println!("{failed} failures in an opening: no violation");
+    assert!(failed > 300, "{failed}");
 }
 
 /// What a sealed image says to those who want to write to it, and what stays as it was.

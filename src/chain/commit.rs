@@ -29,7 +29,7 @@ use super::registry::Children;
 use crate::defect::{self, Defect};
 use crate::error::{Error, Result};
 use crate::ext::Lineage;
-use crate::layer::{Headers, Image, LockedImage, StateLink, refusal};
+use crate::layer::{Decision, Headers, Image, LockedImage, StateLink, refusal};
 use crate::state::StateNames;
 use crate::sync::Arc;
 use crate::vfs::{Access, Vfs};
@@ -137,7 +137,7 @@ fn finish(vfs: &dyn Vfs, image: &LockedImage, leaf: &Leaf, lineage: &Lineage) ->
         return Ok(false);
     }
     let Some(name) = snapshot_name(lineage) else { return Ok(false) };
-    let Some(child) = find_child(vfs, leaf, &name, lineage.child_id) else { return Ok(false) };
+    let Some(child) = find_child(vfs, leaf, &name, lineage.child_id)? else { return Ok(false) };
     // The child must not be the leaf before other tools can read its parent.
     if image.finish_seal()? {
         if is_committed(vfs, leaf, lineage)? {
@@ -174,7 +174,7 @@ fn undo(vfs: &dyn Vfs, image: &LockedImage, leaf: &Leaf, lineage: &Lineage) -> R
 
 /// Takes the names of a child away that is not the leaf; durable on return.
 pub(crate) fn remove_child(vfs: &dyn Vfs, leaf: &Leaf, name: &SnapshotName, id: UniqueId) -> Result<()> {
-    while let Some(child) = find_child(vfs, leaf, name, id) {
+    while let Some(child) = find_child(vfs, leaf, name, id)? {
         vfs.remove(&child)
             .map_err(|error| Error::io(&child, "removing the child of an unfinished snapshot", error))?;
     }
@@ -187,16 +187,31 @@ pub(crate) fn snapshot_name(lineage: &Lineage) -> Option<SnapshotName> {
 }
 
 /// The child that a commit is about, as long as it is not the leaf.
-fn find_child(vfs: &dyn Vfs, leaf: &Leaf, name: &SnapshotName, id: UniqueId) -> Option<PathBuf> {
-    let places = [leaf.snapshot(name), leaf.waiting_child(name)];
-    places.into_iter().find(|path| disk_id(vfs, path) == Some(id))
+fn find_child(vfs: &dyn Vfs, leaf: &Leaf, name: &SnapshotName, id: UniqueId) -> Result<Option<PathBuf>> {
+    for path in [leaf.snapshot(name), leaf.waiting_child(name)] {
+        if decision_at(vfs, &path)?.is_some_and(|decision| decision.footer.unique_id == id) {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
 }
 
-/// The unique id of the image at `path`, if there is one.
-fn disk_id(vfs: &dyn Vfs, path: &Path) -> Option<UniqueId> {
-    let file = vfs.open(path, Access::ReadOnly).ok()?;
-    let decision = Headers::read(&*file, path).and_then(|headers| headers.decide(path));
-    decision.ok().map(|decision| decision.footer.unique_id)
+/// What the image at `path` says, if there is one. A file that cannot be read is an error: it may be the child.
+pub(super) fn decision_at(vfs: &dyn Vfs, path: &Path) -> Result<Option<Decision>> {
+    let file = match vfs.open(path, Access::ReadOnly) {
+        // Nothing, or a folder or device.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => {
+            return Ok(None);
+        }
+        file => file.map_err(|error| {
+            Error::io(path, "opening what may be the child of an unfinished snapshot", error)
+        })?,
+    };
+    match Headers::read(&*file, path).and_then(|headers| headers.decide(path)) {
+        Ok(decision) => Ok(Some(decision)),
+        Err(error @ Error::Io { .. }) => Err(error),
+        Err(_) => Ok(None),
+    }
 }
 
 /// Gives the child the leaf's name, and the leaf the snapshot's: the commit, durable on return.

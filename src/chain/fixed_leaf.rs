@@ -13,13 +13,13 @@
 //! | fixed, nobody may write to it | nowhere | refused |
 //! | the child | itself | committed: the note goes |
 
-use super::commit::{remove_child, snapshot_name, sync_folder};
+use super::commit::{decision_at, remove_child, snapshot_name, sync_folder};
 use super::leaf::{Leaf, SnapshotName};
 use crate::defect::{self, Defect};
 use crate::error::{Error, Result};
 use crate::ext::Lineage;
-use crate::layer::{self, Headers, LockedImage};
-use crate::vfs::{Access, Vfs};
+use crate::layer::{self, LockedImage};
+use crate::vfs::Vfs;
 use crate::vhd::{DiskType, UniqueId};
 use std::path::Path;
 
@@ -65,18 +65,21 @@ pub(crate) fn unfinished_over_fixed(
     let names = vfs
         .files(leaf.folder(), &prefix)
         .map_err(|error| Error::io(leaf.folder(), "looking for a snapshot that was cut", error))?;
-    let child = |path: &Path| -> Option<(SnapshotName, UniqueId)> {
-        let file = vfs.open(path, Access::ReadOnly).ok()?;
-        let decision = Headers::read(&*file, path).ok()?.decide(path).ok()?;
+    let mut unfinished = Vec::new();
+    for name in names {
+        let path = leaf.folder().join(name);
+        let Some(decision) = decision_at(vfs, &path)? else { continue };
         let (child, lineage) = (decision.footer.unique_id, decision.lineage());
         let is_child = decision.footer.disk_type == DiskType::Differencing
             && decision.header.parent_unique_id == id
             && lineage.parent_id == id;
-        let name = snapshot_name(&lineage)?;
-        let is_here = [leaf.snapshot(&name), leaf.waiting_child(&name)].iter().any(|place| place == path);
-        (is_child && is_here && is_noted_in_child(&lineage, child)).then_some((name, child))
-    };
-    Ok(names.into_iter().filter_map(|name| child(&leaf.folder().join(name))).collect())
+        let Some(name) = snapshot_name(&lineage) else { continue };
+        let is_here = [leaf.snapshot(&name), leaf.waiting_child(&name)].contains(&path);
+        if is_child && is_here && is_noted_in_child(&lineage, child) {
+            unfinished.push((name, child));
+        }
+    }
+    Ok(unfinished)
 }
 
 /// Whether a layer with this lineage and id says of itself that it was made by a snapshot of a fixed disk, and has not been the leaf.

@@ -276,7 +276,9 @@ fn remove_state(vfs: &dyn Vfs, path: &Path, id: UniqueId, lineage: &ext::Lineage
         let leaf = Leaf::in_folder(folder, OsStr::from_bytes(&disk.file_name));
         // In the middle of its commit it may have no other name than the second.
         let names = [leaf.snapshot(&name), leaf.waiting_child(&name)];
-        disk.disk_id != id && names.iter().any(|path| vfs.identity(path).is_ok())
+        // What cannot be looked at may be there.
+        let is_gone = |path| vfs.identity(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        disk.disk_id != id && !names.iter().all(|path| is_gone(path))
     };
     // One that is missing or damaged is of use to nobody.
     match read_manifest(vfs, &names.manifest(), Digest(lineage.state_digest)) {

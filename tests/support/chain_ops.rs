@@ -1,6 +1,7 @@
 //! Operations on chains, cut by a crash at every step: what a power cut may leave is opened and judged.
 
-use cowvhd::check::{Severity, check};
+use crate::failing::left_by_any;
+use cowvhd::check::{Code, Finding, Severity, check};
 use cowvhd::convert::Progress;
 use cowvhd::sim::{Bounds, CrashPoint, CrashState, FileSystem, History, Rng, SimVfs, Underway};
 use cowvhd::snapshot::SnapshotName;
@@ -88,7 +89,9 @@ pub fn must_be_sound(vfs: &SimVfs, path: &Path) -> Result<(), String> {
 
 fn must_be_no_worse(vfs: &SimVfs, path: &Path, allowed: Severity) -> Result<(), String> {
     let report = check(Arc::new(vfs.clone()), path).map_err(|error| error.to_string())?;
-    match report.findings().iter().find(|finding| finding.severity() > allowed) {
+    // A sync that failed is remembered.
+    let bad = |finding: &&Finding| finding.severity() > allowed && finding.code != Code::SyncFailed;
+    match report.findings().iter().find(bad) {
         Some(finding) => Err(format!("{}: {finding:?}", path.display())),
         None => Ok(()),
     }
@@ -105,9 +108,14 @@ pub fn looks_clean(vfs: &SimVfs, path: &Path) -> bool {
 /// Judges one state, left by a crash at a time; returns the crash points of what recovered it.
 pub type Judge<'a> = dyn Fn(&CrashState, u64) -> Result<Vec<CrashPoint>, String> + 'a;
 
-/// Judges the states that crash points leave, each of them once; and of some the states that their recovery leaves when it is
-/// cut.
-pub fn explore(points: &[CrashPoint], bounds: &Bounds, judge: &Judge<'_>) -> Result<u64, String> {
+/// Judges the states that crash points leave, each of them once; and of some those that their recovery leaves when it is cut, or when
+/// `again`, which goes on where the crash came, fails at one of its operations and is cut then.
+pub fn explore(
+    points: &[CrashPoint],
+    bounds: &Bounds,
+    again: &dyn Fn(&SimVfs),
+    judge: &Judge<'_>,
+) -> Result<u64, String> {
     let mut seen = HashSet::new();
     for (number, point) in points.iter().enumerate() {
         let mut result = Ok(());
@@ -115,24 +123,31 @@ pub fn explore(points: &[CrashPoint], bounds: &Bounds, judge: &Judge<'_>) -> Res
             if !seen.insert((state.hash, point.clock())) {
                 return true;
             }
-            result = (|| {
-                let recovery = judge(&state, point.clock())?;
-                let mut rng = Rng::new(state.hash);
-                if recovery.is_empty() || !rng.one_in(4) {
-                    return Ok(());
-                }
-                let again = &recovery[rng.below(recovery.len() as u64) as usize];
-                let mut inner = Ok(());
-                again.for_each_state(rng.next_u64(), &Bounds::sample(6), |state| {
+            let mut rng = Rng::new(state.hash);
+            let mut judge_all = |next: &CrashPoint, seed: u64, what: &str| {
+                let mut result = Ok(());
+                next.for_each_state(seed, &Bounds::sample(6), |state| {
                     seen.insert((state.hash, point.clock()));
-                    inner = judge(&state, point.clock())
+                    result = judge(&state, point.clock())
                         .map(drop)
-                        .map_err(|what| format!("recovery cut, {}: {what}", state.fates()));
-                    inner.is_ok()
+                        .map_err(|error| format!("{what}, {}: {error}", state.fates()));
+                    result.is_ok()
                 });
-                inner
-            })()
-            .map_err(|what| format!("crash point {number}, {}: {what}", state.fates()));
+                result
+            };
+            result = judge(&state, point.clock())
+                .and_then(|recovery| match recovery.is_empty() || !rng.one_in(4) {
+                    true => Ok(()),
+                    false => {
+                        let cut = &recovery[rng.below(recovery.len() as u64) as usize];
+                        judge_all(cut, rng.next_u64(), "recovery cut")
+                    }
+                })
+                .and_then(|()| match rng.one_in(4).then(|| left_by_any(&state, again, &mut rng)).flatten() {
+                    Some((failing, left)) => judge_all(&left, rng.next_u64(), &format!("error {failing}")),
+                    None => Ok(()),
+                })
+                .map_err(|what| format!("crash point {number}, {}: {what}", state.fates()));
             result.is_ok()
         });
         result?;
@@ -259,7 +274,8 @@ pub fn merged(seed: u64, bounds: &Bounds) -> Result<u64, String> {
     let returned = chain.vfs.tick();
     let mut points = chain.vfs.take_crash_points();
     points.push(chain.vfs.crash_now());
-    explore(&points, bounds, &|state, clock| {
+    let again = |vfs: &SimVfs| drop(merge(vfs, &mut |_| ControlFlow::Continue(())));
+    explore(&points, bounds, &again, &|state, clock| {
         let points = keeps_the_view(state, disk, content, &parents)?;
         let vfs = state.to_vfs(state.hash);
         if clock < returned {
@@ -399,7 +415,8 @@ pub fn merged_running(seed: u64, bounds: &Bounds) -> Result<u64, String> {
     let returned = vfs.tick();
     let points = guest.end()?;
     let history = guest.history.lock().unwrap();
-    explore(&points, bounds, &|state, clock| {
+    let again = |vfs: &SimVfs| drop(options(vfs).open(disk));
+    explore(&points, bounds, &again, &|state, clock| {
         let judge = |vfs: &SimVfs, options: &OpenOptions| {
             let content = read(options, disk)?;
             // What is under a write in flight may be garbage.
@@ -452,7 +469,11 @@ pub fn deleted_running(seed: u64, bounds: &Bounds) -> Result<u64, String> {
     let returned = vfs.tick();
     let points = guest.end()?;
     let history = guest.history.lock().unwrap();
-    explore(&points, bounds, &|state, clock| {
+    let delete = |vfs: &SimVfs| {
+        cowvhd::snapshot::delete(&options(vfs), disk, &name, &mut |_| ControlFlow::Continue(()))
+    };
+    let again = |vfs: &SimVfs| drop(delete(vfs));
+    explore(&points, bounds, &again, &|state, clock| {
         let vfs = state.to_vfs(state.hash);
         if state.has(&gone) != stays && clock >= returned {
             return Err("the snapshot is still there".into());
@@ -461,7 +482,7 @@ pub fn deleted_running(seed: u64, bounds: &Bounds) -> Result<u64, String> {
         vfs.record(true);
         let content = read(&options(&vfs), disk)?;
         history.check(clock, 0, &content, true).map_err(|error| error.to_string())?;
-        match cowvhd::snapshot::delete(&options(&vfs), disk, &name, &mut |_| ControlFlow::Continue(())) {
+        match delete(&vfs) {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::NotFound && !state.has(&gone) => {}
             Err(error) if error.kind() == ErrorKind::Unsupported && stays => {}
@@ -514,7 +535,8 @@ pub fn deleted(seed: u64, bounds: &Bounds) -> Result<u64, String> {
         None => Ok(()),
         Some(at) => Err(format!("{} shows something else", kept[at].display())),
     };
-    explore(&points, bounds, &|state, clock| {
+    let again = |vfs: &SimVfs| drop(delete(vfs));
+    explore(&points, bounds, &again, &|state, clock| {
         let vfs = state.to_vfs(state.hash);
         if state.has(&gone) != stays && clock >= returned {
             return Err("the snapshot is still there".into());
@@ -568,7 +590,10 @@ pub fn rebased(seed: u64, bounds: &Bounds) -> Result<u64, String> {
     let returned = vfs.tick();
     let mut points = vfs.take_crash_points();
     points.push(vfs.crash_now());
-    explore(&points, bounds, &|state, clock| {
+    let again = |vfs: &SimVfs| {
+        let _ = cowvhd::snapshot::rebase(&options(vfs), disk, &new, &mut |_| ControlFlow::Continue(()));
+    };
+    explore(&points, bounds, &again, &|state, clock| {
         let points = keeps_the_view(state, disk, content, &parents)?;
         if clock >= returned {
             let vfs = state.to_vfs(state.hash);
@@ -600,7 +625,10 @@ pub fn torn_header(seed: u64, bounds: &Bounds) -> Result<u64, String> {
     cowvhd::snapshot::rebase(&options(&vfs), disk, new, go_on).map_err(|error| error.to_string())?;
     let points = vfs.take_crash_points();
     let parents = [old.as_path(), new].map(|path| (path.to_path_buf(), sealed_hash(&vfs, path)));
-    explore(&points, bounds, &|state, _| keeps_the_view(state, disk, &content, &parents))
+    let again = |vfs: &SimVfs| {
+        let _ = cowvhd::snapshot::rebase(&options(vfs), disk, new, &mut |_| ControlFlow::Continue(()));
+    };
+    explore(&points, bounds, &again, &|state, _| keeps_the_view(state, disk, &content, &parents))
 }
 
 /// A parent has moved; the child is told where it is, and a crash comes in between.
@@ -626,7 +654,8 @@ pub fn relinked(seed: u64, bounds: &Bounds) -> Result<u64, String> {
     let returned = vfs.tick();
     let mut points = vfs.take_crash_points();
     points.push(vfs.crash_now());
-    explore(&points, bounds, &|state, clock| {
+    let again = |vfs: &SimVfs| drop(cowvhd::snapshot::relink(&options(vfs), disk, new));
+    explore(&points, bounds, &again, &|state, clock| {
         let opens_with = |gone: &Path| {
             let vfs = state.to_vfs(state.hash);
             // In a recovery that was cut it may be gone already.

@@ -1,5 +1,6 @@
 //! A VM with two disks and a state, on a simulated file system: a checkpoint of all of it is there whole or not at all.
 
+use crate::failing::left_by_each;
 use cowvhd::sim::{Bounds, CrashPoint, CrashState, History, Rng, SimVfs};
 use cowvhd::snapshot::{self, Checkpoint, SnapshotName};
 use cowvhd::vfs::Vfs;
@@ -158,6 +159,39 @@ pub fn cut_anywhere(count: usize, states: usize) -> Result<u64, String> {
         }
     }
     Ok(judged)
+}
+
+/// Cuts the power at every `every`th step; of the openings that find what is left each operation fails in its turn, and what that
+/// leaves is judged. How many there were, or what is wrong.
+pub fn fail_recovery(count: usize, every: usize) -> Result<u64, String> {
+    let mut story = Story::new(count as u64 + 2, count);
+    let points = story.record();
+    let (mut failed, mut result) = (0, Ok(()));
+    for (p, point) in points.iter().enumerate().step_by(every) {
+        point.for_each_state(p as u64, &Bounds::sample(2), |state| {
+            // One after the other, all open to the end.
+            let open = |vfs: &SimVfs| {
+                let disks: Vec<_> =
+                    DISKS[..count].iter().map(|path| options(vfs).open(Path::new(path))).collect();
+                drop(disks);
+            };
+            left_by_each(&state, open, |failing, left| {
+                failed += 1;
+                left.for_each_state(failing.operation, &Bounds::sample(2), |mut left| {
+                    left.garbage |= state.garbage;
+                    let reversed = failing.operation % 2 == 0;
+                    result = judge(&story, &left, point.clock(), 0, reversed).map_err(|what| {
+                        format!("{count} disks, point {p}, {}, error {failing}: {what}", state.fates())
+                    });
+                    result.is_ok()
+                });
+                result.is_ok()
+            });
+            result.is_ok()
+        });
+        result.clone()?;
+    }
+    Ok(failed)
 }
 
 fn read_all(disk: &Disk) -> Result<Vec<u8>, String> {

@@ -3,9 +3,10 @@
 //! Oracles, in every state: it opens unaided (O1); each sector holds its last flushed value or a later one (O2), so no
 //! guest reads what it does not own (O7); a strict, independent VHD reader agrees on what looks clean and on the closed file
 //! (O3); the checker finds no corruption, before and after, and nothing but notes in the closed file (O4), and changes nothing
-//! (O5); recovering what was recovered changes nothing (O6); recovery cut by another crash, and again, ends in an allowed state
-//! as well (F5).
+//! (O5); recovering what was recovered changes nothing (O6); recovery cut by another crash, and again, or failing at one of its
+//! operations and cut then, ends in an allowed state as well (F5, F6).
 
+use crate::failing::{Failing, left_by, left_by_any};
 use crate::strict_vhd::{Guest, Kind, Positional, StrictVhd};
 use cowvhd::check::{Code, Finding, Severity, check};
 use cowvhd::sim::{Bounds, CrashPoint, CrashState, Fates, History, Rng, SimVfs};
@@ -22,14 +23,24 @@ use std::sync::Arc;
 mod workload;
 pub use workload::*;
 
-/// A power cut: at which of the crash points, and what became of what was pending.
+/// When the power is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// At this crash point.
+    Point(usize),
+    /// When an operation of the opening had failed, and the opening with it, or not.
+    Failed(Failing),
+}
+
+/// A power cut, and what became of what was pending.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cut {
-    pub point: usize,
+    pub when: When,
     pub fates: Fates,
 }
 
-/// The way to one state: a crash point of a segment, then crash points of recoveries. As text, such as `0/17:o0.3k`, it replays.
+/// The way to one state: a crash point of a segment, then crash points of recoveries. As text, such as `0/17:o0.3k/5@12:o0`, it
+/// replays.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StatePath {
     pub segment: usize,
@@ -39,7 +50,10 @@ pub struct StatePath {
 impl fmt::Display for StatePath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.segment)?;
-        self.cuts.iter().try_for_each(|cut| write!(f, "/{}:{}", cut.point, cut.fates))
+        self.cuts.iter().try_for_each(|cut| match cut.when {
+            When::Point(point) => write!(f, "/{point}:{}", cut.fates),
+            When::Failed(failing) => write!(f, "/{failing}:{}", cut.fates),
+        })
     }
 }
 
@@ -50,8 +64,12 @@ impl FromStr for StatePath {
         let mut parts = text.split('/');
         let segment = parts.next().and_then(|segment| segment.parse().ok());
         let cut = |part: &str| {
-            let (point, fates) = part.split_once(':')?;
-            Some(Cut { point: point.parse().ok()?, fates: fates.parse().ok()? })
+            let (when, fates) = part.split_once(':')?;
+            let when = match when.contains('@') {
+                true => When::Failed(when.parse().ok()?),
+                false => When::Point(when.parse().ok()?),
+            };
+            Some(Cut { when, fates: fates.parse().ok()? })
         };
         let cuts: Option<Vec<Cut>> = parts.map(cut).collect();
         match (segment, cuts) {
@@ -109,7 +127,7 @@ impl Explorer {
                 let mut result = Ok(());
                 point.for_each_state(seed ^ p as u64, bounds, |state| {
                     let (history, clock, garbage) = (&segment.history, point.clock(), state.garbage);
-                    let mut cuts = vec![Cut { point: p, fates: state.fates().clone() }];
+                    let mut cuts = vec![Cut { when: When::Point(p), fates: state.fates().clone() }];
                     let judged = self.judge(Suspect { history, clock, garbage, state }, 2, &mut cuts);
                     result = judged.map_err(|what| Failure { path: StatePath { segment: s, cuts }, what });
                     result.is_ok()
@@ -167,11 +185,17 @@ impl Explorer {
         let mut garbage = false;
         let mut clock = None;
         let mut points = segment.points.clone();
+        let mut before: Option<CrashState> = None;
         for (number, cut) in path.cuts.iter().enumerate() {
-            let state = points.get(cut.point).and_then(|point| point.state(&cut.fates));
-            let state = state.ok_or_else(|| failure("no such crash point".into()))?;
+            let point = match cut.when {
+                When::Point(number) => points.get(number).cloned(),
+                When::Failed(failing) => before.and_then(|before| left_by(&before, failing, open).1),
+            };
+            let point = point.ok_or_else(|| failure("no such crash point".into()))?;
+            let state = point.state(&cut.fates).ok_or_else(|| failure("no such state".into()))?;
+            before = Some(state.clone());
             garbage |= state.garbage;
-            let clock = *clock.get_or_insert_with(|| points[cut.point].clock());
+            let clock = *clock.get_or_insert_with(|| point.clock());
             let suspect = Suspect { history: &segment.history, clock, garbage, state };
             match self.judge_alone(&suspect) {
                 Ok(next) => points = next,
@@ -200,23 +224,44 @@ impl Explorer {
         }
         let points = self.judge_alone(&suspect)?;
         let mut rng = Rng::new(hash);
-        for _ in 0..if depth > 0 && !points.is_empty() { 2 } else { 0 } {
-            let number = rng.below(points.len() as u64) as usize;
-            let point = &points[number];
-            let mut skip = rng.below(8);
-            let mut chosen = None;
-            let bounds = Bounds { spared: self.shape.spared(), ..Bounds::sample(12) };
-            point.for_each_state(rng.next_u64(), &bounds, |state| {
-                chosen = Some(state);
-                skip = skip.saturating_sub(1);
-                skip > 0
-            });
-            let Some(state) = chosen else { continue };
-            cuts.push(Cut { point: number, fates: state.fates().clone() });
-            let garbage = suspect.garbage || state.garbage;
-            self.judge(Suspect { garbage, state, ..suspect }, depth - 1, cuts)?;
-            cuts.pop();
+        if depth == 0 {
+            return Ok(());
         }
+        for _ in 0..if points.is_empty() { 0 } else { 2 } {
+            let number = rng.below(points.len() as u64) as usize;
+            self.judge_cut(&suspect, When::Point(number), &points[number], &mut rng, depth, cuts)?;
+        }
+        if rng.one_in(4)
+            && let Some((failing, left)) = left_by_any(&suspect.state, open, &mut rng)
+        {
+            self.judge_cut(&suspect, When::Failed(failing), &left, &mut rng, depth, cuts)?;
+        }
+        Ok(())
+    }
+
+    /// Judges a state that another power cut leaves, in the middle of the recovery of `before`.
+    fn judge_cut(
+        &mut self,
+        before: &Suspect<'_>,
+        when: When,
+        point: &CrashPoint,
+        rng: &mut Rng,
+        depth: u32,
+        cuts: &mut Vec<Cut>,
+    ) -> Result<(), String> {
+        let mut skip = rng.below(8);
+        let mut chosen = None;
+        let bounds = Bounds { spared: self.shape.spared(), ..Bounds::sample(12) };
+        point.for_each_state(rng.next_u64(), &bounds, |state| {
+            chosen = Some(state);
+            skip = skip.saturating_sub(1);
+            skip > 0
+        });
+        let Some(state) = chosen else { return Ok(()) };
+        cuts.push(Cut { when, fates: state.fates().clone() });
+        let garbage = before.garbage || state.garbage;
+        self.judge(Suspect { garbage, state, ..*before }, depth - 1, cuts)?;
+        cuts.pop();
         Ok(())
     }
 
@@ -278,6 +323,11 @@ impl Explorer {
         checker_finds(&shared, allowed).map_err(|error| format!("O4: after the close: {error}"))?;
         Ok(points)
     }
+}
+
+/// Opens the disk, and is killed.
+fn open(vfs: &SimVfs) {
+    drop(OpenOptions::new().vfs(Arc::new(vfs.clone())).open(Path::new(PATH)));
 }
 
 /// Whether the checker finds nothing worse than `allowed`, but for the mark of an injected fault.

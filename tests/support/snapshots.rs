@@ -1,5 +1,6 @@
 //! A disk with snapshots on a simulated file system, what was written to it and flushed, and what each snapshot may hold.
 
+use crate::failing::left_by_each;
 use cowvhd::check::{Code, Severity, check};
 use cowvhd::sim::{Bounds, CrashState, FileSystem, History, Rng, SimVfs, Underway};
 use cowvhd::snapshot::SnapshotName;
@@ -113,6 +114,36 @@ pub fn kill_anywhere((root, kind): (Root, FileSystem), most: usize) -> Result<u6
         result?;
     }
     Ok(0)
+}
+
+/// Cuts the power at every `every`th step; of the opening that finds what is left each operation fails in its turn, and what that
+/// leaves is judged. Says how many there were.
+pub fn fail_recovery((root, kind): (Root, FileSystem), every: usize) -> Result<u64, String> {
+    let mut story = Story::new(3, root, kind);
+    story.vfs.record(true);
+    tell(&mut story);
+    let points = story.vfs.take_crash_points();
+    story.vfs.record(false);
+    let (mut failed, mut result) = (0, Ok(()));
+    for (p, point) in points.iter().enumerate().step_by(every) {
+        point.for_each_state(p as u64, &sample(root, 2), |state| {
+            let open = |vfs: &SimVfs| drop(options(vfs).open(Path::new(LEAF)));
+            left_by_each(&state, open, |failing, left| {
+                failed += 1;
+                left.for_each_state(failing.operation, &sample(root, 2), |mut left| {
+                    left.garbage |= state.garbage;
+                    result = judge(&story, &left, point.clock(), 0).map_err(|what| {
+                        format!("{root:?}, {kind:?}, point {p}, {}, error {failing}: {what}", state.fates())
+                    });
+                    result.is_ok()
+                });
+                result.is_ok()
+            });
+            result.is_ok()
+        });
+        result.clone()?;
+    }
+    Ok(failed)
 }
 
 /// A snapshot that was taken or begun.
