@@ -324,7 +324,10 @@ fn every_image_is_described_in_the_same_words() {
         writeln!(text, "\n{}", case.name).unwrap();
         describe(&mut text, &path, &repaired);
         match salvaged {
-            Ok(found) => writeln!(text, "  salvage: {} bytes, lost {:?}", found.written, found.lost).unwrap(),
+            Ok(found) => {
+                let journal = if found.journal_lost { ", and of the journal" } else { "" };
+                writeln!(text, "  salvage: {} bytes, lost {:?}{journal}", found.written, found.lost).unwrap();
+            }
             Err(error) => writeln!(text, "  no salvage: {:?}", error.kind()).unwrap(),
         }
     }

@@ -3,7 +3,7 @@
 #![cfg(feature = "sim")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use cowvhd::check::{Code, Consent, Finding, Report, Verified, check, repair, salvage, verify};
+use cowvhd::check::{Code, Consent, Finding, Report, Verified, check, check_chain, repair, salvage, verify};
 use cowvhd::sim::SimVfs;
 use cowvhd::snapshot::SnapshotName;
 use cowvhd::vfs::Vfs;
@@ -181,7 +181,8 @@ fn sealed_data_that_cannot_be_read_is_damage() {
 fn a_disk_is_saved_whichever_page_of_its_metadata_cannot_be_read() {
     let (vfs, content) = disk();
     let first = place_of(&vfs, DISK, 0);
-    let end = vfs.content(Path::new(DISK)).unwrap().len() as u64;
+    let file = vfs.content(Path::new(DISK)).unwrap();
+    let end = file.len() as u64;
     let mut pages = vec![0, 4096, 8192, 12288];
     pages.extend((16384..first - PAGE).step_by(PAGE as usize).filter(|at| at % (64 * PAGE) == 0));
     assert!(pages.contains(&TABLE));
@@ -197,12 +198,99 @@ fn a_disk_is_saved_whichever_page_of_its_metadata_cannot_be_read() {
             saved.steps,
             saved.lost
         );
+        if file[at as usize..].iter().take(PAGE as usize).any(|&byte| byte != 0) {
+            let found = the_finding(&saved.before, Code::Unreadable);
+            assert_eq!((found.offset, found.structure == "block page"), (Some(at), at == first - PAGE));
+        }
     }
     // All at once, but for the superblock that vouches for the backup.
     let all = [0..4096, 8192..12288, TABLE..first - PAGE];
     vfs.set_unreadable(Path::new(DISK), &all);
     let saved = salvage(Arc::new(vfs.clone()), Path::new(DISK), Path::new("/saved.vhd")).unwrap();
     assert!(saved.lost.is_empty() && read(&vfs, "/saved.vhd") == content, "{:?}", saved.steps);
+}
+
+/// The same for a check: it says which page that is, and goes on with the copy. Nothing else opens the disk, nor repairs it in place.
+#[test]
+fn metadata_that_cannot_be_read_is_named_and_the_check_goes_on() {
+    let (vfs, _) = disk();
+    let end = vfs.content(Path::new(DISK)).unwrap().len() as u64;
+    let before = vfs.content_hash(Path::new(DISK));
+    let cases = [
+        (0, "start of the file", Code::FrontDamaged),
+        (4096, "superblock", Code::SuperblockDamaged),
+        (8192, "superblock", Code::SuperblockDamaged),
+        (12288, "header backup", Code::BackupDamaged),
+        (TABLE, "block table", Code::BatDamaged),
+        (end / PAGE * PAGE, "end of the file", Code::FooterDamaged),
+    ];
+    for (at, structure, also) in cases {
+        lose(&vfs, DISK, at, PAGE);
+        let report =
+            check(Arc::new(vfs.clone()), Path::new(DISK)).unwrap_or_else(|error| panic!("{at}: {error}"));
+        let found = the_finding(&report, Code::Unreadable);
+        assert_eq!((found.structure, found.offset), (structure, Some(at)));
+        assert_eq!(report.count(also), 1, "{at}: {:?}", report.findings());
+        assert!(!report.is_sound());
+        let chain = check_chain(&options(&vfs), Path::new(DISK)).unwrap();
+        assert_eq!(chain.codes().get(&Code::Unreadable), Some(&1), "{at}: {:?}", chain.codes());
+        let error =
+            repair(Arc::new(vfs.clone()), Path::new(DISK), Consent::All, Path::new("/undo")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Io, "{at}: {error}");
+        assert!(!vfs.paths().contains(&"/undo".into()), "{at}");
+        assert_eq!(vfs.content_hash(Path::new(DISK)), before, "{at}");
+    }
+    // Without anything that tells what the file is there is nothing to judge.
+    vfs.set_unreadable(Path::new(DISK), std::slice::from_ref(&(0..end)));
+    assert_eq!(check(Arc::new(vfs.clone()), Path::new(DISK)).unwrap_err().kind(), ErrorKind::Io);
+    vfs.set_unreadable(Path::new(DISK), &[]);
+    assert!(check(Arc::new(vfs.clone()), Path::new(DISK)).unwrap().is_sound());
+}
+
+/// A page of the journal that was to be replayed: nothing has a copy of it.
+#[test]
+fn a_journal_that_cannot_be_read_is_told_to_be_lost() {
+    let (vfs, content) = disk();
+    let disk = options(&vfs).open(Path::new(DISK)).unwrap();
+    disk.write_at(&[0xaa; 512], 6 * BLOCK).unwrap();
+    disk.flush().unwrap();
+    drop(disk);
+    let file = vfs.content(Path::new(DISK)).unwrap();
+    // FORMAT.md, "Superblocks".
+    let ring = u64::from_be_bytes(file[4096 + 80..4096 + 88].try_into().unwrap());
+    lose(&vfs, DISK, ring, PAGE);
+    let report = check(Arc::new(vfs.clone()), Path::new(DISK)).unwrap();
+    let found = the_finding(&report, Code::Unreadable);
+    assert_eq!((found.structure, found.offset), ("journal ring", Some(ring)));
+    assert_eq!(options(&vfs).open(Path::new(DISK)).unwrap_err().kind(), ErrorKind::Io);
+    let saved = salvage(Arc::new(vfs.clone()), Path::new(DISK), Path::new("/saved.vhd")).unwrap();
+    assert!(saved.journal_lost && saved.lost.is_empty());
+    assert_eq!(saved.before.count(Code::Unreadable), 1);
+    assert!(read(&vfs, "/saved.vhd") == content, "what was in place is there");
+    // Of a closed image no journal counts.
+    vfs.set_unreadable(Path::new(DISK), &[]);
+    options(&vfs).open(Path::new(DISK)).unwrap().close().unwrap();
+    lose(&vfs, DISK, ring, PAGE);
+    let saved = salvage(Arc::new(vfs.clone()), Path::new(DISK), Path::new("/again.vhd")).unwrap();
+    assert!(!saved.journal_lost && read(&vfs, "/again.vhd")[6 * BLOCK as usize..][..512] == [0xaa; 512]);
+}
+
+/// A parent is found and checked, too.
+#[test]
+fn a_parent_whose_superblock_cannot_be_read_is_checked() {
+    let (vfs, _) = disk();
+    let disk = options(&vfs).open(Path::new(DISK)).unwrap();
+    disk.snapshot(&SnapshotName::new("s1").unwrap()).unwrap();
+    disk.close().unwrap();
+    drop(disk);
+    for (at, structure) in [(0, "start of the file"), (4096, "superblock"), (65536, "private area")] {
+        lose(&vfs, SNAPSHOT, at, PAGE);
+        let chain = check_chain(&options(&vfs), Path::new(DISK)).unwrap();
+        assert_eq!(chain.layers().len(), 2, "{:?}", chain.codes());
+        let found = the_finding(&chain.layers()[1], Code::Unreadable);
+        assert_eq!((found.offset, found.structure), (Some(at), structure));
+        assert!(chain.layers()[0].is_sound(), "{:?}", chain.layers()[0].findings());
+    }
 }
 
 /// Each place by itself, wherever in the disk it is.

@@ -117,10 +117,14 @@ impl Repair {
                 range.start
             );
         }
+        if salvaged.journal_lost {
+            text.push_str("lost: a part of the journal; writes may be missing that the guest had flushed\n");
+        }
         let lost: u64 = salvaged.lost.iter().map(|range| range.end - range.start).sum();
         let _ = writeln!(text, "{}: {} bytes of data saved, {lost} lost", out.display(), salvaged.written);
         output::print(&text)?;
-        Ok(if salvaged.lost.is_empty() { exit::CLEAN } else { exit::ERRORS_LEFT })
+        let is_whole = salvaged.lost.is_empty() && !salvaged.journal_lost;
+        Ok(if is_whole { exit::CLEAN } else { exit::ERRORS_LEFT })
     }
 
     fn repair(&self) -> Result<u8, Failure> {

@@ -8,6 +8,7 @@ use super::code::{Code, Severity};
 use super::image::{self, Examined, Image};
 use super::report::{Finding, Report};
 use super::unfinished;
+use super::unreadable::Readable;
 use crate::chain::{self, MAX_DEPTH, ParentPolicy};
 use crate::disk::OpenOptions;
 use crate::error::{Error, Result};
@@ -96,9 +97,10 @@ pub(super) fn walk(options: &OpenOptions, path: &Path, look: &mut Look<'_>) -> R
     let mut kept = KEPT_FINDINGS;
     while let Some(Candidate { file, path }) = next.take() {
         let modified = file.modified().map_err(|error| Error::io(&path, "asking for its time", error))?;
-        let Examined { mut report, image } = image::examine(Arc::clone(&vfs), Arc::clone(&file), &path)?;
+        let (Examined { mut report, image }, readable) =
+            image::examine_readable(Arc::clone(&vfs), Arc::clone(&file), &path)?;
         if walk.chain.layers.is_empty() {
-            unfinished::check(&mut report, &*vfs, &*file, &path, image.as_ref());
+            unfinished::check(&mut report, &*vfs, &*readable, &path, image.as_ref());
         }
         let this = image.as_ref().map(|image| {
             let decision = &image.inspection.decision;
@@ -122,7 +124,7 @@ pub(super) fn walk(options: &OpenOptions, path: &Path, look: &mut Look<'_>) -> R
         if let Some(this) = &this
             && this.footer.disk_type == DiskType::Differencing
         {
-            next = walk.parent(this, &*file, &path)?;
+            next = walk.parent(this, &*readable, &path)?;
         }
         child = this;
     }
@@ -208,7 +210,11 @@ impl Walk<'_> {
         let mut open = |file: Arc<dyn File>, path: &Path| {
             layer::lock(&*file, path, Access::ReadOnly)?;
             let candidate = Candidate { file: Arc::clone(&file), path: path.to_path_buf() };
-            match identify(&*file, path) {
+            let found = match identify(&*file, path) {
+                Err(Error::Io { .. }) => identify(&*Readable::new(file, path)?.file, path),
+                found => found,
+            };
+            match found {
                 Ok(found) => Ok((found, candidate)),
                 Err(error) => {
                     unknown = Some(candidate);

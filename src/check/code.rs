@@ -232,7 +232,7 @@ codes! {
         "none is lost; there is something between the last block and the footer",
         "nothing";
     Unreadable "unreadable" Corruption,
-        "the medium refuses to read metadata; the blocks it describes cannot be read",
+        "the medium refuses to read metadata; what it describes cannot be read, unless a copy tells the same: the check goes on with that",
         "nothing in place, since what is there cannot be saved first; --salvage puts what can be read, and what something else tells, into a new disk";
     DataDamaged "data-damaged" Corruption,
         "what a guest reads there is not what was sealed: the medium, or another program, has changed it",

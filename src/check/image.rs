@@ -2,6 +2,7 @@
 
 use super::code::Code;
 use super::report::Report;
+use super::unreadable::{self, Readable};
 use super::{blocks, fixed, headers, locators, registry, slots, space, table};
 use crate::chain::RegistryState;
 use crate::error::{Error, Result};
@@ -115,6 +116,25 @@ pub(super) fn examine(vfs: Arc<dyn Vfs>, file: Arc<dyn File>, path: &Path) -> Re
         Err(error) => return Err(error),
     };
     examine_blocks(report, &*file, path, inspection)
+}
+
+/// The same, also where metadata cannot be read but for a copy of it, or for what it describes: it is among the findings then, and
+/// is judged as if it were lost. Also gives the file as it was looked at.
+pub(super) fn examine_readable(
+    vfs: Arc<dyn Vfs>,
+    file: Arc<dyn File>,
+    path: &Path,
+) -> Result<(Examined, Arc<dyn File>)> {
+    let error = match examine(Arc::clone(&vfs), Arc::clone(&file), path) {
+        Err(error @ Error::Io { .. }) => error,
+        examined => return Ok((examined?, file)),
+    };
+    let Readable { file, left_out, .. } = Readable::new(file, path)?;
+    let Examined { mut report, image: Some(image) } = examine(vfs, Arc::clone(&file), path)? else {
+        return Err(error);
+    };
+    unreadable::report(&mut report, &left_out, &image);
+    Ok((Examined { report, image: Some(image) }, file))
 }
 
 fn examine_blocks(

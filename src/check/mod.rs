@@ -22,13 +22,16 @@ mod footer;
 mod headers;
 mod image;
 mod locators;
+mod ranges;
 mod registry;
 mod repair;
 mod report;
+mod shadow;
 mod slots;
 mod space;
 mod table;
 mod unfinished;
+mod unreadable;
 mod verify;
 
 pub use chain::{ChainReport, check_chain};
@@ -46,14 +49,15 @@ use std::path::Path;
 
 /// Checks the image at `path` without changing it.
 ///
-/// Damage is in the report. An error means that the check could not be made: the file cannot be read, somebody has it open
+/// Damage is in the report, and so is metadata that cannot be read where a copy stands in for it. An error means that the check could
+/// not be made: the file cannot be read, somebody has it open
 /// for writing ([`ErrorKind::InUse`](crate::ErrorKind::InUse)), or only a newer version understands it
 /// ([`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported)).
 pub fn check(vfs: Arc<dyn Vfs>, path: &Path) -> Result<Report> {
     let file =
         vfs.open(path, Access::ReadOnly).map_err(|error| Error::io(path, "opening the image", error))?;
     layer::lock(&*file, path, Access::ReadOnly)?;
-    let mut examined = image::examine(Arc::clone(&vfs), Arc::clone(&file), path)?;
+    let (mut examined, file) = image::examine_readable(Arc::clone(&vfs), file, path)?;
     unfinished::check(&mut examined.report, &*vfs, &*file, path, examined.image.as_ref());
     Ok(examined.report)
 }

@@ -17,12 +17,10 @@ mod copies;
 mod guarded;
 mod one_file;
 mod pages;
-mod ranges;
 mod relink;
 mod replay;
 mod salvage;
 mod seal;
-mod shadow;
 mod superblocks;
 mod table;
 mod undo;
@@ -30,6 +28,7 @@ mod undo;
 use super::code::Code;
 use super::image::{self, Examined};
 use super::report::Report;
+use super::shadow::Shadow;
 use super::unfinished;
 use crate::chain;
 use crate::error::{Error, Result};
@@ -43,7 +42,6 @@ pub use salvage::{Salvaged, salvage};
 
 use guarded::GuardedFile;
 use one_file::OneFile;
-use shadow::Shadow;
 use std::ops::Range;
 use std::path::Path;
 

@@ -4,12 +4,12 @@
 //! contradict each other after the replay, or a block that another program has placed would be gone. What an open then does,
 //! which is the next step, is the same as after a crash.
 
-use super::shadow::Shadow;
 use super::superblocks::next_superblock;
 use super::{Target, Work};
 use crate::check::code::Code;
 use crate::check::image::{self, Image};
 use crate::check::report::Report;
+use crate::check::shadow::Shadow;
 use crate::defect::{self, Defect};
 use crate::error::{Error, Result};
 use crate::layer::{self, Condition};

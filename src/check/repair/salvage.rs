@@ -4,17 +4,15 @@
 //! are listed.
 
 use super::one_file::OneFile;
-use super::shadow::Shadow;
 use super::{Consent, Step, Target, table};
 use crate::check::image::Image;
 use crate::check::report::Report;
-use crate::check::slots;
+use crate::check::unreadable::{self, Readable};
 use crate::disk::{CreateOptions, Disk, OpenOptions};
 use crate::error::{Error, Result};
-use crate::ext::{HEADER_BACKUP_OFFSET, PAGE_BYTES};
-use crate::layer::{self, Condition, Headers, NewFile};
+use crate::layer::{self, Condition, NewFile};
 use crate::sync::Arc;
-use crate::vfs::{Access, File, FileExt, Vfs};
+use crate::vfs::{Access, FileExt, Vfs};
 use crate::vhd;
 use std::ops::Range;
 use std::path::Path;
@@ -33,6 +31,9 @@ pub struct Salvaged {
     pub steps: Vec<Step>,
     /// Ranges of the disk, in bytes, that are lost and read as zeros in the new one.
     pub lost: Vec<Range<u64>>,
+    /// The image was not closed, and a part of its journal is damaged or cannot be read: writes may be missing that the guest had
+    /// flushed, and nothing tells which.
+    pub journal_lost: bool,
     /// Size of the disk in bytes.
     pub size: u64,
     /// Bytes that were written as data.
@@ -45,12 +46,14 @@ pub fn salvage(vfs: Arc<dyn Vfs>, path: &Path, out: &Path) -> Result<Salvaged> {
     let file =
         vfs.open(path, Access::ReadOnly).map_err(|error| Error::io(path, "opening the image", error))?;
     layer::lock(&*file, path, Access::ReadOnly)?;
-    let shadow = Shadow::new(file).map_err(|error| Error::io(path, "looking at the image", error))?;
-    let shadow: Arc<dyn File> = Arc::new(shadow);
-    leave_out_unreadable(&*shadow, path)?;
+    let Readable { file: shadow, left_out, .. } = Readable::new(file, path)?.without_block_pages()?;
     let target = Target { vfs: Arc::clone(&vfs), path, file: Arc::clone(&shadow), guard: None };
     let first = target.examine()?.image;
-    let repaired = target.run(Consent::All)?;
+    let mut repaired = target.run(Consent::All)?;
+    if let Some(first) = &first {
+        unreadable::report(&mut repaired.before, &left_out, first);
+    }
+    let journal_lost = first.as_ref().is_some_and(|first| has_lost_journal(first, &left_out));
     give_up_bad_entries(&target)?;
     let last = target.examine()?.image;
 
@@ -74,41 +77,24 @@ pub fn salvage(vfs: Arc<dyn Vfs>, path: &Path, out: &Path) -> Result<Salvaged> {
     drop(saved);
     new.publish(false)?;
     let size = disk.size();
-    Ok(Salvaged { before: repaired.before, steps: repaired.steps, lost: merged(lost, size), size, written })
+    Ok(Salvaged {
+        before: repaired.before,
+        steps: repaired.steps,
+        lost: merged(lost, size),
+        journal_lost,
+        size,
+        written,
+    })
 }
 
-/// Metadata that the medium does not give back reads as zeros from now on: a copy of it, or what it describes, may tell the same.
-/// The data of blocks is left as it is, so that what cannot be read of it is known to be lost.
-fn leave_out_unreadable(view: &dyn File, path: &Path) -> Result<()> {
-    let io = |error| Error::io(path, "looking at the image", error);
-    let file_bytes = view.length().map_err(io)?;
-    let leave_out = |range: Range<u64>| -> Result<()> {
-        let mut at = range.start;
-        while let Some(data) = view.next_data(at).map_err(io)?.filter(|data| data.start < range.end) {
-            for page in
-                (data.start / PAGE_BYTES * PAGE_BYTES..data.end.min(range.end)).step_by(PAGE_BYTES as usize)
-            {
-                if view.read_or_zero_at(&mut [0; PAGE_BYTES as usize], page).is_err() {
-                    view.punch_hole(page, PAGE_BYTES).map_err(io)?;
-                }
-            }
-            at = data.end;
-        }
-        Ok(())
-    };
-    leave_out(0..HEADER_BACKUP_OFFSET + PAGE_BYTES)?;
-    leave_out(file_bytes.saturating_sub(1) / PAGE_BYTES * PAGE_BYTES..file_bytes)?;
-    let Ok(decision) = Headers::read(view, path).and_then(|headers| headers.decide(path)) else {
-        return Ok(());
-    };
-    let table = decision.header.table_offset;
-    leave_out(0..table.saturating_add(vhd::bat_bytes(decision.header.max_table_entries)))?;
-    let Ok(place) = decision.placement(path, file_bytes) else { return Ok(()) };
-    if decision.superblock.is_none() || place.temporary.is_some() {
-        return Ok(());
-    }
-    leave_out(0..place.slot_origin)?;
-    slots::for_each_used(view, path, &place, |_, page| leave_out(page..page + 1))
+/// Whether a journal that is to be replayed is not whole.
+fn has_lost_journal(image: &Image, left_out: &[u64]) -> bool {
+    let decision = &image.inspection.decision;
+    let ring = decision.superblock.map(|(superblock, _)| {
+        superblock.ring_offset..superblock.ring_offset.saturating_add(superblock.ring_bytes)
+    });
+    let is_hit = ring.is_some_and(|ring| left_out.iter().any(|page| ring.contains(page)));
+    decision.condition == Condition::Dirty && (image.inspection.journal.is_some() || is_hit)
 }
 
 /// What the blocks lack that the end of a closed file cuts off.

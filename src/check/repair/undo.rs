@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use zerocopy::big_endian::{I64, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::ranges::RangeSet;
+use crate::check::ranges::RangeSet;
 
 const NAME: &str = "undo file";
 const MAGIC: [u8; 8] = *b"cowvhdUN";
