@@ -107,6 +107,46 @@ fn going_back_over_later_changes_is_refused() {
     assert_eq!(bench.cowvhd(&[&undo[..], &["--force"]].concat()).code, 0);
 }
 
+/// What is lost is listed by its place on the disk, and the exit code says that something is; so it does where a part of the journal is,
+/// though nothing tells what was in it.
+#[test]
+fn a_salvage_says_what_it_saves_and_what_is_lost() {
+    let bench = damaged(12288, &[0; 512]);
+    let serving = bench.serve(&["vm.vhd"]);
+    bench.qemu_io(serving.uri(), &["write -P 7 0 4M", "flush"]);
+    serving.terminate();
+    let saved = bench.cowvhd(&["repair", "--salvage", "whole.vhd", "vm.vhd"]);
+    assert_eq!((saved.code, saved.stdout.as_str()), (0, "whole.vhd: 4194304 bytes of data saved, 0 lost\n"));
+
+    let serving = bench.serve(&["vm.vhd"]);
+    bench.qemu_io(
+        serving.uri(),
+        &["write -P 8 8M 4k", "flush", "write -P 8 12M 4k", "flush", "write -P 8 16M 4k", "flush"],
+    );
+    serving.kill();
+    // An entry with a wrong CRC in the middle of the journal, which starts where the superblock says (FORMAT.md, 4.1).
+    let image = fs::read(bench.path("vm.vhd")).unwrap();
+    let number = |at: usize| u64::from_be_bytes(image[at..at + 8].try_into().unwrap());
+    let ring = number(4096 + 80);
+    let file = fs::OpenOptions::new().write(true).open(bench.path("vm.vhd")).unwrap();
+    file.write_all_at(&[0xff; 16], ring + 40).unwrap();
+    let saved = bench.cowvhd(&["repair", "--salvage", "part.vhd", "vm.vhd"]);
+    assert_eq!(saved.code, 4, "{saved:?}");
+    assert!(saved.stdout.contains("\nlost: a part of the journal; "), "{saved:?}");
+    assert!(saved.stdout.ends_with("part.vhd: 4202496 bytes of data saved, 0 lost\n"), "{saved:?}");
+
+    // The second block loses its end.
+    fs::copy(bench.path("whole.vhd"), bench.path("cut.vhd")).unwrap();
+    let file = fs::OpenOptions::new().write(true).open(bench.path("cut.vhd")).unwrap();
+    file.set_len(file.metadata().unwrap().len() - 512 - (1 << 20)).unwrap();
+    let saved = bench.cowvhd(&["repair", "--salvage", "rest.vhd", "cut.vhd"]);
+    assert_eq!(saved.code, 4, "{saved:?}");
+    assert!(saved.stdout.contains("\nlost: 1048576 bytes at offset 3145728 of the disk\n"), "{saved:?}");
+    let said = bench.cowvhd(&["repair", "--salvage", "rest.vhd", "cut.vhd"]);
+    assert_eq!(said.code, 8, "{said:?}");
+    assert!(said.stderr.contains("rest.vhd") && said.stderr.contains("exists"), "{said:?}");
+}
+
 /// The findings of a chain name their files; a parent that has moved is found, named, and the naming undone.
 #[test]
 fn a_chain_is_checked_and_linked_again() {
