@@ -19,7 +19,7 @@ use cowvhd::check::{Consent, check, repair};
 use cowvhd::sim::{Bounds, Fault, FaultPlan, FileSystem, History, Operation, SimVfs, Underway};
 use cowvhd::vfs::{Access, Vfs};
 use cowvhd::vhd::Footer;
-use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions, Result};
+use cowvhd::{CreateOptions, Disk, ErrorKind, OpenOptions, Result, ZeroMode};
 use crash::{Explorer, PATH, SMALL, Segment};
 use std::cell::Cell;
 use std::path::Path;
@@ -197,6 +197,69 @@ fn a_sync_that_fails_in_an_opening_is_remembered() {
         }
     });
     assert!(syncs >= 1, "{syncs}");
+}
+
+/// A fixed disk has no journal: whatever fails, of a sector is there what was or what was written. A sync that failed stops the disk.
+#[test]
+fn a_fixed_disk_over_a_medium_that_fails() {
+    const SIZE: usize = 32 << 10;
+    let page = |number: usize| number * 4096..(number + 1) * 4096;
+    let full = || {
+        let vfs = SimVfs::new(2);
+        let create = CreateOptions::new(SIZE as u64).fixed().vfs(Arc::new(vfs.clone()));
+        create.create(Path::new(PATH)).unwrap();
+        let disk = open(&vfs).unwrap();
+        disk.write_at(&[1; SIZE], 0).unwrap();
+        disk.close().unwrap();
+        drop(disk);
+        // Its footer lacks the last byte, which an opening adds.
+        let file = vfs.open(Path::new(PATH), Access::ReadWrite).unwrap();
+        file.set_len(SIZE as u64 + 511).unwrap();
+        (vfs, None)
+    };
+    for operation in
+        [Operation::Read, Operation::Write, Operation::SetLength, Operation::Punch, Operation::Sync]
+    {
+        let operations = fail_each(operation, full, |vfs, _, met| {
+            let mut errors = Vec::new();
+            match open(vfs) {
+                Ok(disk) => {
+                    let results = [
+                        disk.write_at(&[2; 4096], page(1).start as u64),
+                        disk.flush(),
+                        disk.write_zeroes(page(2).start as u64, 4096, ZeroMode::KeepAllocated),
+                        disk.discard(page(3).start as u64, 4096),
+                        disk.read_at(&mut [0; 512], 0),
+                        disk.close(),
+                    ];
+                    errors.extend(results.into_iter().filter_map(Result::err));
+                }
+                Err(error) => errors.push(error),
+            }
+            assert_eq!(!errors.is_empty(), met(), "{operation:?}: {errors:?}");
+            for (number, error) in errors.iter().enumerate() {
+                let expected = if number == 0 { ErrorKind::Io } else { ErrorKind::Poisoned };
+                assert!(error.kind() == expected && error.to_string().contains(PATH), "{error}");
+            }
+            let stops = operation == Operation::Sync && errors.len() > 1;
+            assert!(errors.len() <= 1 || stops, "{operation:?}: {errors:?}");
+
+            let disk = open(vfs).unwrap();
+            let mut found = vec![0xee; SIZE];
+            disk.read_at(&mut found, 0).unwrap();
+            disk.close().unwrap();
+            for (number, new) in [(1, 2), (2, 0), (3, 0)] {
+                let done = found[page(number)].iter().all(|&byte| byte == new);
+                assert!(done || !errors.is_empty(), "{operation:?}: page {number}");
+                assert!(found[page(number)].iter().all(|&byte| byte == new || byte == 1), "{operation:?}");
+                found[page(number)].fill(1);
+            }
+            assert!(found == [1; SIZE], "{operation:?}: what nobody has written to");
+            let file = vfs.content(Path::new(PATH)).unwrap();
+            assert_eq!(Footer::parse(&file[SIZE..]).unwrap().current_size, SIZE as u64);
+        });
+        assert!(operations > 0, "{operation:?}");
+    }
 }
 
 /// Another program has rewritten the start of the file. The first opening fails to write the new backup, which the cache holds
