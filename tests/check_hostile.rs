@@ -15,7 +15,7 @@ use cowvhd::vfs::HostVfs;
 use cowvhd::{CreateOptions, DiskInfo, ErrorKind, OpenOptions};
 use damage::{SLOTS, STRIDE, content};
 use golden::nameless;
-use hostile::images;
+use hostile::images::{self, MIB, OUR_TABLE};
 use hostile::{Case, Outcome, cases};
 use std::fmt::Write;
 use std::fs;
@@ -270,6 +270,56 @@ fn undoing_a_repair_over_later_changes_wants_to_be_forced() {
     let now = fingerprint(&path);
     assert_eq!((now.0, now.1), (before.0, before.1));
     assert!(now.2[..16384] == before.2[..16384]);
+}
+
+/// An empty entry proves nothing where a page of the table is damaged, and what the header of its block says counts; in another page it
+/// is what another program may have made it.
+#[test]
+fn a_lost_entry_comes_back_beside_a_bad_one_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, saved) = (dir.path().join("disk.vhd"), dir.path().join("undo"));
+    CreateOptions::new(1100 * 2 * MIB).create(&path).unwrap();
+    let disk = OpenOptions::new().open(&path).unwrap();
+    for block in [3u64, 1030, 1031] {
+        disk.write_at(&[block as u8; 4096], block * 2 * MIB).unwrap();
+    }
+    disk.close().unwrap();
+    drop(disk);
+    // So that no table is proven.
+    images::append_block(&path, 5);
+    let entry = |block: u64| u32::from_be_bytes(images::read(&path, OUR_TABLE + 4 * block));
+    let before = [1030, 1031].map(entry);
+    for (block, value) in [(3, u32::MAX), (1030, u32::MAX), (1031, u32::MAX - 1)] {
+        images::write(&path, &value.to_be_bytes(), OUR_TABLE + 4 * block);
+    }
+    let repaired = repair(Arc::new(HostVfs), &path, Consent::All, &saved).unwrap();
+    assert!(repaired.is_sound(), "{:?}", repaired.after.findings());
+    assert!(
+        repaired.steps[0].what.ends_with("the entries of blocks 1030, 1031 from their headers"),
+        "{:?}",
+        repaired.steps
+    );
+    assert_eq!(([1030, 1031].map(entry), entry(3)), (before, u32::MAX));
+}
+
+/// The footer behind the last block is lost, so that the file ends with the block: it is there, and both entries that name it show it.
+#[test]
+fn a_block_that_ends_with_the_file_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, saved) = (dir.path().join("disk.vhd"), dir.path().join("undo"));
+    images::ours(&path);
+    images::append_block(&path, 5);
+    images::set_length(&path, images::length(&path) - 512);
+    let entry: [u8; 4] = images::read(&path, OUR_TABLE + 4 * 5);
+    images::write(&path, &entry, OUR_TABLE + 4 * 6);
+    let repaired = repair(Arc::new(HostVfs), &path, Consent::All, &saved).unwrap();
+    assert!(repaired.is_sound(), "{:?}", repaired.after.findings());
+    let shown = content(&path);
+    for block in [5, 6] {
+        let data = &shown[block * 2 * MIB as usize..][..2 * MIB as usize];
+        assert!(data[4096..12288].iter().all(|&byte| byte == 6), "{:?}", repaired.steps);
+        assert!(data[12288..].iter().all(|&byte| byte == 0));
+    }
 }
 
 /// A salvage leaves the file alone, and what it makes is in order; it lists what has no place any more.

@@ -559,6 +559,37 @@ fn w2ru_counts_before_w2ku_and_both_before_the_name() {
     assert!(place.read(&child) == filled(&[1, 0x33, 0x33, 0x33]));
 }
 
+/// A parent's table is believed block by block: an entry over its headers, its table or its end is damage when the block is read, and
+/// hides nothing else.
+#[test]
+fn an_entry_of_a_parent_that_points_at_no_block_is_damage() {
+    const TABLE: usize = 8192;
+    let place = Place::new();
+    let parent = Image::root(1, 7).bytes();
+    let child = Image::child(2, 1, "parent.vhd");
+    let path = place.inside("child.vhd");
+    child.write(&path);
+    let past = (parent.len() / 512 - 1) as u32;
+    for entry in [0, 1, 2, (TABLE / 512 - 1) as u32, (TABLE / 512) as u32, past, 0xffff_fffe] {
+        let mut damaged = parent.clone();
+        damaged[TABLE + 2 * 4..][..4].copy_from_slice(&entry.to_be_bytes());
+        fs::write(place.inside("parent.vhd"), &damaged).unwrap();
+        let disk = OpenOptions::new().read_only(true).open(&path).unwrap();
+        let mut found = vec![0xee; SIZE];
+        let (start, end) = (2 * BLOCK, 3 * BLOCK);
+        let error = disk.read_at(&mut found[start..end], start as u64).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{entry}: {error}");
+        let text =
+            format!("parent.vhd: block table entry 2 is sector {entry}: the block would be at offset ");
+        assert!(error.to_string().contains(&text), "{error}");
+        found[start..end].fill(7);
+        for (start, end) in [(0, start), (end, SIZE)] {
+            disk.read_at(&mut found[start..end], start as u64).unwrap();
+        }
+        assert!(found == filled(&[2, 7, 7, 7]), "{entry}");
+    }
+}
+
 /// A parent name that fills its field has no end mark.
 #[test]
 fn a_parent_name_without_end_is_read_to_the_end_of_its_field() {
