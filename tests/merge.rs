@@ -131,6 +131,43 @@ fn space_is_looked_at_first() {
     assert!(refused > 10, "{refused}");
 }
 
+/// Which parent a disk has that was killed after a merge, its journal says. An opening that fails to read that once does not take it for
+/// the old one, which may be removed.
+#[test]
+fn a_failed_read_does_not_bring_the_old_parent_back() {
+    let vfs = SimVfs::new(1);
+    let [root, layer, path] = ["/vm@0.vhd", "/vm@1.vhd", "/vm.vhd"].map(Path::new);
+    let (mut content, mut rng) = (vec![0; SIZE as usize], Rng::new(1));
+    for (path, parent) in [(root, None), (layer, Some(root)), (path, Some(layer))] {
+        chain_ops::create(&vfs, path, parent);
+        chain_ops::change_closed(&vfs, path, &mut content, &mut rng, 4);
+    }
+    let disk = options(&vfs).open(path).unwrap();
+    merge_running(&disk, Some(root), &mut |_| ControlFlow::Continue(())).unwrap();
+    drop(disk);
+    let mut states = Vec::new();
+    vfs.crash_now().for_each_state(1, &Bounds::sample(2), |state| {
+        states.push(state);
+        true
+    });
+    for state in &states {
+        for read in 0.. {
+            let vfs = state.to_vfs(read);
+            vfs.set_faults(FaultPlan::new(Fault::Error(5), read, 1).only(Operation::Read));
+            let opened = options(&vfs).open(path);
+            let met = vfs.injected_faults() > 0;
+            vfs.set_faults(FaultPlan::default());
+            drop(opened);
+            vfs.remove(layer).unwrap();
+            must_hold(&options(&vfs), path, &content)
+                .unwrap_or_else(|error| panic!("{}, read {read}: {error}", state.fates()));
+            if !met {
+                break;
+            }
+        }
+    }
+}
+
 /// A merge that is stopped anywhere goes on.
 #[test]
 fn a_stopped_merge_goes_on() {

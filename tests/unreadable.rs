@@ -293,6 +293,31 @@ fn a_parent_whose_superblock_cannot_be_read_is_checked() {
     }
 }
 
+/// A parent that cannot be read is not passed over for a file of the same disk elsewhere, which may be an old copy.
+#[test]
+fn a_parent_that_cannot_be_read_is_not_replaced_by_another_file() {
+    let (vfs, _) = disk();
+    let [parent, copy, child] = ["/base/vm.vhd", "/child/vm.vhd", "/child/top.vhd"].map(Path::new);
+    let vhd = vfs.content(Path::new(DISK)).unwrap();
+    for path in [parent, copy] {
+        let file = vfs.create_new(path).unwrap();
+        assert_eq!(file.write_at(&vhd, 0).unwrap(), vhd.len());
+    }
+    let shared: Arc<dyn Vfs> = Arc::new(vfs.clone());
+    let create = CreateOptions::child_of(parent).test_geometry(BLOCK as u32, 128 << 10).vfs(shared);
+    create.create(child).unwrap();
+    let options = options(&vfs).allow_parents_in(Path::new("/base")).read_only(true);
+    options.open(child).unwrap();
+    lose(&vfs, "/base/vm.vhd", 4096, PAGE);
+    let error = options.open(child).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+    assert!(error.to_string().starts_with("/base/vm.vhd: reading the superblock at offset 4096"), "{error}");
+    // What is not there is another thing: then it was moved.
+    vfs.remove(parent).unwrap();
+    let error = options.open(child).unwrap_err();
+    assert!(error.to_string().contains("/child/vm.vhd"), "{error}");
+}
+
 /// Each place by itself, wherever in the disk it is.
 #[test]
 fn what_a_salvage_loses_is_listed_by_its_place() {

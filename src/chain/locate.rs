@@ -79,10 +79,13 @@ impl ParentPolicy {
                 Ok((file, path)) => match open(file, &path) {
                     Ok((found, parent)) if found == wanted => return Ok(parent),
                     Ok((found, _)) => tried.push((name, other_id(&path, found))),
-                    // The right file in a state that forbids reading is worth more than another guess.
-                    Err(error @ (Error::InUse { .. } | Error::Damaged { .. } | Error::NotClosed { .. })) => {
-                        return Err(error);
-                    }
+                    // The right file in a state that forbids reading is worth more than another guess, and so is one that may be it.
+                    Err(
+                        error @ (Error::InUse { .. }
+                        | Error::Damaged { .. }
+                        | Error::NotClosed { .. }
+                        | Error::Io { .. }),
+                    ) => return Err(error),
                     Err(error) => tried.push((name, error.to_string())),
                 },
                 Err(why) => tried.push((name, why)),

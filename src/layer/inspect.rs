@@ -42,7 +42,7 @@ impl Inspection {
         decision: Decision,
         place: Placement,
     ) -> Result<Self> {
-        let opening = Opening::from_parts(vfs, file, path, headers, decision, place);
+        let opening = Opening::from_parts(vfs, file, path, headers, decision, place)?;
         let mut journal = None;
         let mut replayed = None;
         if opening.decision.condition == Condition::Dirty {
@@ -50,7 +50,7 @@ impl Inspection {
                 Ok(metadata) => replayed = Some(metadata),
                 Err(error @ Error::Damaged { .. }) => {
                     journal = Some(error);
-                    replayed = replay_with_gaps(&opening);
+                    replayed = replay_with_gaps(&opening)?;
                 }
                 Err(error) => return Err(error),
             }
@@ -98,9 +98,16 @@ fn replayed_metadata(opening: &Opening, scan: &Scan) -> Result<Metadata> {
 }
 
 /// The same with the entries that are whole, if they make sense together.
-fn replay_with_gaps(opening: &Opening) -> Option<Metadata> {
-    let (superblock, _) = opening.decision.superblock?;
+fn replay_with_gaps(opening: &Opening) -> Result<Option<Metadata>> {
+    let Some((superblock, _)) = opening.decision.superblock else { return Ok(None) };
     let mut ring = vec![0; superblock.ring_bytes as usize];
-    opening.file.read_or_zero_at(&mut ring, superblock.ring_offset).ok()?;
-    replayed_metadata(opening, &Scan::with_gaps(ring, &superblock)).ok()
+    opening
+        .file
+        .read_or_zero_at(&mut ring, superblock.ring_offset)
+        .map_err(opening.io("reading the journal ring"))?;
+    match replayed_metadata(opening, &Scan::with_gaps(ring, &superblock)) {
+        Ok(metadata) => Ok(Some(metadata)),
+        Err(error @ Error::Io { .. }) => Err(error),
+        Err(_) => Ok(None),
+    }
 }

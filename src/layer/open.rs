@@ -107,7 +107,7 @@ impl Opening {
         let headers = Headers::read(&*file, path)?;
         let decision = headers.decide(path)?;
         let place = decision.placement(path, headers.file_bytes)?;
-        Ok(Opening::from_parts(vfs, file, path, headers, decision, place))
+        Opening::from_parts(vfs, file, path, headers, decision, place)
     }
 
     /// An image whose structures were read and judged already.
@@ -118,7 +118,7 @@ impl Opening {
         headers: Headers,
         decision: Decision,
         place: Placement,
-    ) -> Self {
+    ) -> Result<Self> {
         let (path, sync_failed) = (path.to_path_buf(), Cell::new(false));
         let mut opening = Opening {
             vfs,
@@ -132,18 +132,22 @@ impl Opening {
             upgrade: None,
             sync_failed,
         };
-        opening.take_journaled_headers();
-        opening
+        opening.take_journaled_headers()?;
+        Ok(opening)
     }
 
-    /// Headers that a journal holds count, whatever state of a change of the parent the file is in. A journal that cannot be read is
-    /// left to whoever replays it.
-    fn take_journaled_headers(&mut self) {
+    /// Headers that a journal holds count, whatever state of a change of the parent the file is in. A damaged journal is left to
+    /// whoever replays it; one that cannot be read now may be read then, and would not fit the headers of the file.
+    fn take_journaled_headers(&mut self) -> Result<()> {
         if self.decision.condition != Condition::Dirty {
-            return;
+            return Ok(());
         }
-        let Ok(scan) = recover::scan_ring(self) else { return };
-        let Ok(records) = scan.records() else { return };
+        let scan = match recover::scan_ring(self) {
+            Err(error @ Error::Io { .. }) => return Err(error),
+            Err(_) => return Ok(()),
+            Ok(scan) => scan,
+        };
+        let Ok(records) = scan.records() else { return Ok(()) };
         let journaled = records.iter().rev().find_map(|record| match record {
             Record::Image { offset: 0, bytes } => Some(*bytes),
             _ => None,
@@ -152,6 +156,7 @@ impl Opening {
             self.decision.footer = footer;
             self.decision.header = header;
         }
+        Ok(())
     }
 
     /// The headers that count.

@@ -150,7 +150,7 @@ impl Opening {
         let headers = Headers { base: temporary.head, file_bytes: place.file_bytes(0), ..self.headers };
         let decision = Decision { base: temporary.head, superblock: Some((superblock, 1)), ..self.decision };
         let upgrade = self.upgrade;
-        let mut opening = Opening::from_parts(self.vfs, self.file, &self.path, headers, decision, place);
+        let mut opening = Opening::from_parts(self.vfs, self.file, &self.path, headers, decision, place)?;
         opening.upgrade = upgrade;
         if !locators.is_empty() {
             // The cookie alone first: it is in another sector than the locators, and a torn header must not look clean.

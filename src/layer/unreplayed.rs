@@ -50,8 +50,8 @@ pub(super) fn find(
     let found = beside(file, headers, (footer, header), temporary)?;
     // Who asks without a lock may have seen the header of one moment and the journal of another.
     let mut still = [0; DynamicHeader::SIZE];
-    file.read_or_zero_at(&mut still, footer.data_offset).ok()?;
-    (still == header.to_bytes()).then_some(found)
+    let read = file.read_or_zero_at(&mut still, footer.data_offset);
+    (read.is_err() || still == header.to_bytes()).then_some(found)
 }
 
 fn beside(
