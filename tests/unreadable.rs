@@ -109,25 +109,30 @@ fn a_block_page_that_cannot_be_read_is_named() {
     assert!(read(&vfs, DISK) == content);
 }
 
-/// Other programs keep no page, but a bitmap.
-#[test]
-fn a_bitmap_that_cannot_be_read_is_named() {
-    const AT: u64 = 32768;
+/// An image of another program: one block, at an offset in the file.
+fn foreign(at: u64) -> SimVfs {
     let vfs = SimVfs::new(2);
     let mut footer =
         Footer::new(DiskType::Dynamic, BLOCK, UniqueId::from_bytes([7; 16]), Timestamp(700_000_000));
     footer.creator_app = *b"test";
     let mut table = [0xff; 512];
-    table[..4].copy_from_slice(&(AT as u32 / 512).to_be_bytes());
+    table[..4].copy_from_slice(&(at as u32 / 512).to_be_bytes());
     let front =
         [&footer.to_bytes()[..], &DynamicHeader::new(1536, 1, BLOCK as u32).to_bytes(), &table].concat();
-    let mut image = vec![0xff; (AT + 512 + BLOCK) as usize];
-    image[..AT as usize].fill(0);
+    let mut image = vec![0xff; (at + 512 + BLOCK) as usize];
+    image[..at as usize].fill(0);
     image[..front.len()].copy_from_slice(&front);
     image.extend(footer.to_bytes());
     let file = vfs.create_new(Path::new(DISK)).unwrap();
     assert_eq!(file.write_at(&image, 0).unwrap(), image.len());
-    drop(file);
+    vfs
+}
+
+/// Other programs keep no page, but a bitmap.
+#[test]
+fn a_bitmap_that_cannot_be_read_is_named() {
+    const AT: u64 = 32768;
+    let vfs = foreign(AT);
     let sound = check(Arc::new(vfs.clone()), Path::new(DISK)).unwrap();
     assert!(sound.is_sound(), "{:?}", sound.findings());
     lose(&vfs, DISK, AT, 512);
@@ -245,6 +250,35 @@ fn metadata_that_cannot_be_read_is_named_and_the_check_goes_on() {
     assert_eq!(check(Arc::new(vfs.clone()), Path::new(DISK)).unwrap_err().kind(), ErrorKind::Io);
     vfs.set_unreadable(Path::new(DISK), &[]);
     assert!(check(Arc::new(vfs.clone()), Path::new(DISK)).unwrap().is_sound());
+}
+
+/// Other programs have blocks where we have superblocks, and the footer in one page with data: of such pages the data is lost, or, with its
+/// bitmap, the block.
+#[test]
+fn data_beside_metadata_is_told_to_be_lost() {
+    const AT: u64 = 8192;
+    let vfs = foreign(AT);
+    let end = vfs.content(Path::new(DISK)).unwrap().len() as u64;
+    let data = AT + 512;
+    let cases = [
+        (8192, Some("block or locator"), 0..BLOCK),
+        (12288, Some("block or locator"), 12288 - data..16384 - data),
+        // Where no metadata can be nothing is left out, and the units of the disk are lost that it has a part of.
+        (16384, None, 4096..12288),
+        (end / PAGE * PAGE, Some("end of the file"), end / PAGE * PAGE - data..BLOCK),
+    ];
+    for (at, structure, lost) in cases {
+        lose(&vfs, DISK, at, PAGE);
+        let out = format!("/saved-{at}.vhd");
+        let saved = salvage(Arc::new(vfs.clone()), Path::new(DISK), Path::new(&out)).unwrap();
+        assert_eq!(saved.lost, std::slice::from_ref(&lost), "{at}");
+        let mut expected = vec![0xff; BLOCK as usize];
+        expected[lost.start as usize..lost.end as usize].fill(0);
+        assert!(read(&vfs, &out) == expected, "{at}");
+        if let Some(structure) = structure {
+            assert_eq!(the_finding(&saved.before, Code::Unreadable).structure, structure, "{at}");
+        }
+    }
 }
 
 /// A page of the journal that was to be replayed: nothing has a copy of it.

@@ -9,8 +9,8 @@ use super::report::Report;
 use super::shadow::Shadow;
 use super::slots;
 use crate::error::{Error, Result};
-use crate::ext::{HEADER_BACKUP_OFFSET, PAGE_BYTES, SUPERBLOCK_OFFSETS};
-use crate::layer::{Decision, Headers, Inspection};
+use crate::ext::{HEADER_BACKUP_OFFSET, PAGE_BYTES, Placement, SUPERBLOCK_OFFSETS};
+use crate::layer::{Condition, Decision, Headers};
 use crate::sync::Arc;
 use crate::vfs::{File, FileExt};
 use crate::vhd;
@@ -40,10 +40,7 @@ impl<'a> Readable<'a> {
         let Some(decision) = view.decision() else { return Ok(view) };
         let table = decision.header.table_offset;
         view.leave_out(0..table.saturating_add(vhd::bat_bytes(decision.header.max_table_entries)))?;
-        if let Ok(place) = decision.placement(path, file_bytes)
-            && decision.superblock.is_some()
-            && place.temporary.is_none()
-        {
+        if let Some(place) = view.place_of_ours(&decision, file_bytes) {
             view.leave_out(0..place.slot_origin)?;
         }
         Ok(view)
@@ -55,10 +52,7 @@ impl<'a> Readable<'a> {
         let file = Arc::clone(&self.file);
         let file_bytes =
             file.length().map_err(|error| Error::io(self.path, "looking at the image", error))?;
-        if let Ok(place) = decision.placement(self.path, file_bytes)
-            && decision.superblock.is_some()
-            && place.temporary.is_none()
-        {
+        if let Some(place) = self.place_of_ours(&decision, file_bytes) {
             slots::for_each_used(&*file, self.path, &place, |_, page| self.leave_out(page..page + 1))?;
         }
         Ok(self)
@@ -66,6 +60,12 @@ impl<'a> Readable<'a> {
 
     fn decision(&self) -> Option<Decision> {
         Headers::read(&*self.file, self.path).and_then(|headers| headers.decide(self.path)).ok()
+    }
+
+    /// Where things lie in an image that keeps its metadata in front of its blocks, and a page with each.
+    fn place_of_ours(&self, decision: &Decision, file_bytes: u64) -> Option<Placement> {
+        let place = decision.placement(self.path, file_bytes).ok()?;
+        (decision.superblock.is_some() && place.temporary.is_none()).then_some(place)
     }
 
     fn leave_out(&mut self, range: Range<u64>) -> Result<()> {
@@ -88,33 +88,56 @@ impl<'a> Readable<'a> {
 
 /// Adds the pages that were left out to what was found.
 pub(super) fn report(report: &mut Report, left_out: &[u64], image: &Image) {
-    for &offset in left_out {
-        let structure = structure_at(offset, image);
-        report.add(
-            Code::Unreadable,
-            structure,
-            offset,
-            "the medium does not give this page back: it is taken for lost",
-        );
+    for &page in left_out {
+        let what = "the medium does not give this page back: it is taken for lost";
+        report.add(Code::Unreadable, structure_at(page, image), page, what);
     }
 }
 
-/// What stands at an offset in front of the blocks of an image, in a block's page, or at its end.
-fn structure_at(offset: u64, image: &Image) -> &'static str {
-    let Inspection { headers, decision, .. } = &image.inspection;
-    let page = offset / PAGE_BYTES * PAGE_BYTES;
-    let table = image.vhd_table();
-    let superblock = decision.superblock.map(|(superblock, _)| superblock);
-    let ring = superblock.map(|s| s.ring_offset..s.ring_offset.saturating_add(s.ring_bytes));
+/// Ranges of the disk of which the data, or the bits that tell it from nothing, is in pages that were left out. Of an image of ours there
+/// are none: its blocks share no page with other metadata.
+pub(super) fn lost_data(image: &Image, left_out: &[u64]) -> Vec<Range<u64>> {
     let place = image.place();
-    match offset {
+    let block_bytes = u64::from(place.block_bytes);
+    let mut lost = Vec::new();
+    for &page in if is_ours(image) { &[] } else { left_out } {
+        let end = page + PAGE_BYTES;
+        for (block, &entry) in (0..).zip(&image.entries).filter(|(_, entry)| **entry != vhd::UNALLOCATED) {
+            let (bits, data) = (place.bitmap_offset(entry), place.data_offset(entry));
+            let from: u64 = block * block_bytes;
+            if bits < end && page < data {
+                lost.push(from..from + block_bytes);
+            } else if data < end && page < place.block_end(entry) {
+                lost.push(from + page.saturating_sub(data)..from + (end - data).min(block_bytes));
+            }
+        }
+    }
+    lost
+}
+
+/// The pages of the ring of a journal that is to be replayed, if there is one.
+pub(super) fn live_ring(image: &Image) -> Option<Range<u64>> {
+    let decision = &image.inspection.decision;
+    let (superblock, _) = decision.superblock.filter(|_| decision.condition == Condition::Dirty)?;
+    Some(superblock.ring_offset..superblock.ring_offset.saturating_add(superblock.ring_bytes))
+}
+
+fn is_ours(image: &Image) -> bool {
+    image.inspection.decision.superblock.is_some() && image.place().temporary.is_none()
+}
+
+/// What stands in a page.
+fn structure_at(page: u64, image: &Image) -> &'static str {
+    let (place, table) = (image.place(), image.vhd_table());
+    match page {
         0 => "start of the file",
-        _ if superblock.is_some() && SUPERBLOCK_OFFSETS.contains(&page) => "superblock",
-        HEADER_BACKUP_OFFSET if superblock.is_some() => "header backup",
         _ if page < table.end && table.start < page + PAGE_BYTES => "block table",
-        _ if ring.is_some_and(|ring| ring.contains(&page)) => "journal ring",
-        _ if page + PAGE_BYTES >= headers.file_bytes => "end of the file",
-        _ if superblock.is_some() && place.temporary.is_none() && page >= place.slot_origin => "block page",
+        _ if page + PAGE_BYTES >= image.inspection.headers.file_bytes => "end of the file",
+        _ if !is_ours(image) => "block or locator",
+        _ if SUPERBLOCK_OFFSETS.contains(&page) => "superblock",
+        HEADER_BACKUP_OFFSET => "header backup",
+        _ if (place.ring_offset..place.ring_offset + place.ring_bytes).contains(&page) => "journal ring",
+        _ if page >= place.slot_origin => "block page",
         _ => "private area",
     }
 }

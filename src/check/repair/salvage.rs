@@ -50,17 +50,20 @@ pub fn salvage(vfs: Arc<dyn Vfs>, path: &Path, out: &Path) -> Result<Salvaged> {
     let target = Target { vfs: Arc::clone(&vfs), path, file: Arc::clone(&shadow), guard: None };
     let first = target.examine()?.image;
     let mut repaired = target.run(Consent::All)?;
+    let (mut lost, mut journal_lost) = (Vec::new(), false);
     if let Some(first) = &first {
         unreadable::report(&mut repaired.before, &left_out, first);
+        lost.extend(unreadable::lost_data(first, &left_out));
+        journal_lost = unreadable::live_ring(first).is_some_and(|ring| {
+            first.inspection.journal.is_some() || left_out.iter().any(|page| ring.contains(page))
+        });
     }
-    let journal_lost = first.as_ref().is_some_and(|first| has_lost_journal(first, &left_out));
     give_up_bad_entries(&target)?;
     let last = target.examine()?.image;
 
     let view =
         OneFile { inner: Arc::clone(&vfs), path: path.to_path_buf(), file: shadow, others: Access::ReadOnly };
     let disk = OpenOptions::new().vfs(Arc::new(view)).read_only(true).open(path)?;
-    let mut lost = Vec::new();
     if let (Some(first), Some(last)) = (&first, &last) {
         let block_bytes = u64::from(last.place().block_bytes);
         let gone = (0..)
@@ -85,16 +88,6 @@ pub fn salvage(vfs: Arc<dyn Vfs>, path: &Path, out: &Path) -> Result<Salvaged> {
         size,
         written,
     })
-}
-
-/// Whether a journal that is to be replayed is not whole.
-fn has_lost_journal(image: &Image, left_out: &[u64]) -> bool {
-    let decision = &image.inspection.decision;
-    let ring = decision.superblock.map(|(superblock, _)| {
-        superblock.ring_offset..superblock.ring_offset.saturating_add(superblock.ring_bytes)
-    });
-    let is_hit = ring.is_some_and(|ring| left_out.iter().any(|page| ring.contains(page)));
-    decision.condition == Condition::Dirty && (image.inspection.journal.is_some() || is_hit)
 }
 
 /// What the blocks lack that the end of a closed file cuts off.
