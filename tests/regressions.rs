@@ -357,3 +357,9 @@ fn a_temporary_journal_carries_no_seal() {
         assert_eq!(vfs.content_hash(Path::new(PATH)), before);
     }
 }
+
+/// How much unused space is given back is what the medium says, and no two say the same of zeros that were written.
+#[test]
+fn zeros_that_were_written_are_a_hole_or_not() {
+    image_mutations::run(b"_{e/\x80!/s~\xdf\x00II\xb6\xb6\xb6I");
+}

@@ -234,6 +234,16 @@ pub fn exercise(vfs: SimVfs, script: &[u8]) {
     assert!(length(&vfs, Path::new(PATH)) < 1 << 45, "the file has grown beyond reason");
 }
 
+/// Whether two repairs take the same steps. How many bytes of unused space they give back the medium tells: where zeros were written the
+/// simulated one has a hole, and a view of it, as most file systems, has data.
+fn are_same(some: &[check::Step], others: &[check::Step]) -> bool {
+    let words = |step: &check::Step| match step.what.strip_prefix("give back ") {
+        Some(rest) => rest.trim_start_matches(|digit: char| digit.is_ascii_digit()).to_string(),
+        None => step.what.clone(),
+    };
+    some.iter().map(|step| (words(step), step.safe)).eq(others.iter().map(|step| (words(step), step.safe)))
+}
+
 /// Repairs the image: as planned, with an undoing that restores it, and until nothing is left to do. Whether it is sound now.
 fn repair(vfs: &SimVfs, consent: Consent) -> bool {
     let shared: Arc<dyn Vfs> = Arc::new(vfs.clone());
@@ -247,13 +257,13 @@ fn repair(vfs: &SimVfs, consent: Consent) -> bool {
         Err(error) => panic!("it cannot be repaired as planned: {error}; {:?}", plan.steps),
     };
     let first = run();
-    assert!(first.steps == plan.steps, "planned {:?}, done {:?}", plan.steps, first.steps);
+    assert!(are_same(&first.steps, &plan.steps), "planned {:?}, done {:?}", plan.steps, first.steps);
     if first.changes() {
         let undone = check::undo(Arc::clone(&shared), undo, path, false);
         assert!(undone.is_ok() && hash(vfs) == before, "undoing {:?}: {undone:?}", first.steps);
         // Durably: a power cut to come would bring it back.
         let remove = || vfs.remove(undo).and_then(|()| vfs.sync_dir(Path::new("/")));
-        assert!(remove().is_ok() && run().steps == plan.steps, "repaired again, with other steps");
+        assert!(remove().is_ok() && are_same(&run().steps, &plan.steps), "repaired again, with other steps");
         let _ = remove();
     }
     let again = run();
