@@ -79,6 +79,42 @@ fn a_failure_at_any_step_of_a_recovery() {
     assert!(failed > 300, "{failed}");
 }
 
+/// The snapshot that a disk stands on has lost the registry of its children: a revert to another one said so when it was done.
+#[test]
+fn a_revert_is_refused_before_it_is_done() {
+    let mut story = Story::new(1, Root::Dynamic, FileSystem::default());
+    for name in ["s1", "s2"] {
+        story.write_some(3);
+        story.snapshot(name, 0);
+    }
+    story.write_some(2);
+    story.close();
+    let (vfs, content) = (story.vfs.clone(), story.content());
+    let (leaf, standing) = (Path::new(LEAF), Path::new("/vm@s2.vhd"));
+    for copy in [65536, 163_840] {
+        vfs.corrupt(standing, copy, &[0xff; 64]);
+    }
+    let files =
+        |vfs: &SimVfs| -> Vec<_> { vfs.paths().into_iter().map(|path| vfs.content_hash(&path)).collect() };
+    let before = files(&vfs);
+    let revert = || snapshot::revert(&options(&vfs), leaf, &SnapshotName::new("s1").unwrap());
+    let error = revert().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    assert!(error.to_string().contains("vm@s2.vhd: neither copy of the registry"), "{error}");
+    assert!(files(&vfs) == before);
+    let shows = || {
+        let disk = options(&vfs).read_only(true).open(leaf).unwrap();
+        let mut found = vec![0xee; disk.size() as usize];
+        disk.read_at(&mut found, 0).unwrap();
+        found
+    };
+    assert!(shows() == content);
+    let shared: Arc<dyn Vfs> = Arc::new(vfs.clone());
+    assert!(repair(shared, standing, Consent::All, Path::new("/undo")).unwrap().is_sound());
+    revert().unwrap();
+    assert!(shows() != content);
+}
+
 /// What a sealed image says to those who want to write to it, and what stays as it was.
 #[test]
 fn a_sealed_image_is_not_written_to() {

@@ -155,6 +155,14 @@ pub(crate) fn register(vfs: &dyn Vfs, child_id: UniqueId, child: &Path, parent: 
     registry::add_child(vfs, parent.path(), parent.unique_id(), child)
 }
 
+/// Fails where [`unregister`] would because nothing tells which children the parent has: for whoever cannot turn back any more then.
+pub(crate) fn check_registry(parent: &ParentImage) -> Result<()> {
+    match parent.seal_id().is_some() {
+        true => Children::of(parent.file(), parent.path())?.read().map(drop),
+        false => Ok(()),
+    }
+}
+
 /// Takes the image `child_id` out of the registry of a former parent.
 pub(crate) fn unregister(vfs: &dyn Vfs, child_id: UniqueId, parent: &ParentImage) -> Result<()> {
     if !parent.seal_id().is_some() {

@@ -34,7 +34,7 @@ pub(crate) use commit::{
     exchange, open_for_maintenance, open_leaf, remove_child, snapshot_name, sync_folder,
     with_recovered_layers,
 };
-pub(crate) use create::{create_child, register, seal_parent, unregister};
+pub(crate) use create::{check_registry, create_child, register, seal_parent, unregister};
 pub(crate) use decision::{commit_if_sealed, decide};
 pub(crate) use descriptors::bound;
 pub(crate) use fixed_leaf::{is_noted_in_child, unfinished_over_fixed};

@@ -104,7 +104,7 @@ impl<'a> Children<'a> {
                     what: format!(
                         "neither copy of the registry of its children, at offsets {first} and {second}, can be read"
                     ),
-                    hint: "copy it (`cowvhd convert`) and use the copy",
+                    hint: "run `cowvhd repair` on it",
                 });
             }
             (Copy::Damaged, Copy::Empty) | (Copy::Empty, _) => (Registry::default(), 0),

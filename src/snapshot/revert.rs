@@ -27,7 +27,7 @@ pub struct Reverted {
 }
 
 /// Makes the disk at `path` show again what its snapshot `name` holds. What was written since the last snapshot is lost. The disk
-/// must not be open; the snapshots stay. A crash leaves the disk as it was or reverted.
+/// must not be open; the snapshots stay. A crash leaves the disk as it was or reverted, and so does an I/O error.
 pub fn revert(options: &OpenOptions, path: &Path, name: &SnapshotName) -> Result<Reverted> {
     let vfs = &options.vfs;
     // Where there is none, or it is not known, there is none to tell of.
@@ -37,6 +37,7 @@ pub fn revert(options: &OpenOptions, path: &Path, name: &SnapshotName) -> Result
     let snapshot = sealed(options, path, &leaf, name)?;
     let old_id = old.footer().unique_id;
     let old_parent = parent_of(options, &leaf, &old);
+    old_parent.as_ref().map_or(Ok(()), chain::check_registry)?;
     let (place, next) = (leaf.path(), leaf.next());
     clear(options, &leaf, &next)?;
 
