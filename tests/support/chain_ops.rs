@@ -1,6 +1,6 @@
 //! Operations on chains, cut by a crash at every step: what a power cut may leave is opened and judged.
 
-use crate::failing::left_by_any;
+use super::failing::left_by_any;
 use cowvhd::check::{Code, Finding, Severity, check};
 use cowvhd::convert::Progress;
 use cowvhd::sim::{Bounds, CrashPoint, CrashState, FileSystem, History, Rng, SimVfs, Underway};

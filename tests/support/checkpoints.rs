@@ -1,6 +1,6 @@
 //! A VM with two disks and a state, on a simulated file system: a checkpoint of all of it is there whole or not at all.
 
-use crate::failing::left_by_each;
+use super::failing::left_by_each;
 use cowvhd::sim::{Bounds, CrashPoint, CrashState, History, Rng, SimVfs};
 use cowvhd::snapshot::{self, Checkpoint, SnapshotName};
 use cowvhd::vfs::Vfs;

@@ -6,7 +6,7 @@
 //! (O5); recovering what was recovered changes nothing (O6); recovery cut by another crash, and again, or failing at one of its
 //! operations and cut then, ends in an allowed state as well (F5, F6).
 
-use crate::failing::{Failing, left_by, left_by_any};
+use super::failing::{Failing, left_by, left_by_any};
 use crate::strict_vhd::{Guest, Kind, Positional, StrictVhd};
 use cowvhd::check::{Code, Finding, Severity, check};
 use cowvhd::sim::{Bounds, CrashPoint, CrashState, Fates, History, Rng, SimVfs};

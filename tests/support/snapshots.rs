@@ -1,6 +1,6 @@
 //! A disk with snapshots on a simulated file system, what was written to it and flushed, and what each snapshot may hold.
 
-use crate::failing::left_by_each;
+use super::failing::left_by_each;
 use cowvhd::check::{Code, Severity, check};
 use cowvhd::sim::{Bounds, CrashState, FileSystem, History, Rng, SimVfs, Underway};
 use cowvhd::snapshot::SnapshotName;
